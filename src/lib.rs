@@ -1,0 +1,20 @@
+//! Job-run logs that cost no memory, survive crashes, stream live and resume exactly where they were cut.
+#![doc(test(attr(deny(warnings))))]
+
+mod error;
+mod line;
+mod run;
+mod store;
+pub mod wire;
+
+pub use error::LogError;
+pub use line::{ByteOffset, InvalidTime, LineNumber, Stream, UnixMicros, UnknownView, View};
+pub use run::{
+    Completion, Exit, FORMAT_VERSION, Gap, GapReason, InvalidId, JobMetadata, JobRunId, MissingDeps,
+    PartitionRef, RunSpec, RunState, StateKind, StreamTotals, Tombstone, UnknownState,
+};
+pub use store::{
+    Batch, CutLine, Line, LineTime, Lines, LogStore, MemoryLogStore, Outcome, ReadEnd, ReadEvent,
+    ReadOptions, ReadStream, RunCursor, RunEnd, RunPage, RunQuery, RunWriter, Start, StreamOptions,
+    conformance,
+};
