@@ -5,7 +5,7 @@ mod error;
 mod line;
 mod run;
 mod store;
-pub mod wire;
+mod wire;
 
 pub use error::LogError;
 pub use line::{ByteOffset, InvalidTime, LineNumber, Stream, UnixMicros, UnknownView, View};
@@ -18,3 +18,4 @@ pub use store::{
     ReadOptions, ReadStream, RunCursor, RunEnd, RunPage, RunQuery, RunWriter, Start, StreamOptions,
     conformance,
 };
+pub use wire::{Cursor, Eof, GapNotice, InvalidCursor, LogLine, Problem, RunList};

@@ -156,7 +156,7 @@ mod tests {
 
         #[test]
         fn no_text_panics_the_cursor(text: String) {
-            drop(text.parse::<Cursor>());
+            let _ = text.parse::<Cursor>();
         }
     }
 

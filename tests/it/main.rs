@@ -1,0 +1,1 @@
+//! The integration tests, one binary: link time is felt every day.
