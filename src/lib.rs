@@ -2,7 +2,11 @@
 #![doc(test(attr(deny(warnings))))]
 
 mod error;
+mod index;
+mod journal;
+mod layout;
 mod line;
+mod logfile;
 mod run;
 mod store;
 mod wire;

@@ -5,6 +5,7 @@
 
 pub mod conformance;
 mod follow;
+mod lines;
 mod memory;
 mod read;
 
