@@ -256,12 +256,13 @@ fn parse_record(bytes: &[u8], offset: u64) -> Parsed {
 pub(crate) struct JournalWriter {
     file: AppendFile,
     scratch: Vec<u8>,
+    ends: Vec<u64>,
 }
 
 impl JournalWriter {
     /// Begins a journal in an empty file.
     pub(crate) fn begin(file: AppendFile, run: &JobMetadata) -> Result<Self, LogError> {
-        let mut writer = Self { file, scratch: HEADER.to_vec() };
+        let mut writer = Self { file, scratch: HEADER.to_vec(), ends: Vec::new() };
         let start = Record::Start(Box::new(run.clone()));
         start.encode(HEADER.len() as u64, &mut writer.scratch).map_err(|error| writer.unwritable(&error))?;
         writer.write_scratch()?;
@@ -270,28 +271,38 @@ impl JournalWriter {
 
     /// Goes on behind the last sound record of an existing journal.
     pub(crate) const fn resume(file: AppendFile) -> Self {
-        Self { file, scratch: Vec::new() }
-    }
-
-    pub(crate) const fn file(&self) -> &AppendFile {
-        &self.file
+        Self { file, scratch: Vec::new(), ends: Vec::new() }
     }
 
     pub(crate) fn moved_to(&mut self, path: std::path::PathBuf) {
         self.file.moved_to(path);
     }
 
-    /// Appends records, all or none of them, in one write.
-    pub(crate) fn append<'a>(
-        &mut self,
-        records: impl IntoIterator<Item = &'a Record>,
-    ) -> Result<(), LogError> {
+    /// Appends a record, whole or not at all.
+    pub(crate) fn append(&mut self, record: &Record) -> Result<(), LogError> {
         self.scratch.clear();
-        for record in records {
-            let offset = self.file.len() + self.scratch.len() as u64;
-            record.encode(offset, &mut self.scratch).map_err(|error| self.unwritable(&error))?;
-        }
+        record.encode(self.file.len(), &mut self.scratch).map_err(|error| self.unwritable(&error))?;
         self.write_scratch()
+    }
+
+    /// Appends arrivals in one write, all or none of them, and then tells of each where its record ends.
+    pub(crate) fn append_arrivals(
+        &mut self,
+        arrivals: &[Arrival],
+        mut written: impl FnMut(&Arrival, u64),
+    ) -> Result<(), LogError> {
+        let begin = self.file.len();
+        self.scratch.clear();
+        self.ends.clear();
+        for arrival in arrivals {
+            arrival.encode(begin + self.scratch.len() as u64, &mut self.scratch);
+            self.ends.push(begin + self.scratch.len() as u64);
+        }
+        self.write_scratch()?;
+        for (arrival, &end) in arrivals.iter().zip(&self.ends) {
+            written(arrival, end);
+        }
+        Ok(())
     }
 
     /// The length in bytes.
@@ -407,7 +418,10 @@ mod tests {
             bytes: 30,
             what: What::Mark { unterminated: 4 },
         };
-        writer.append(&[Record::Arrival(mark), Record::End(Box::new(run.clone()))]).unwrap();
+        let mut end = 0;
+        writer.append_arrivals(&[mark], |_, at| end = at).unwrap();
+        assert_eq!(end, writer.len());
+        writer.append(&Record::End(Box::new(run.clone()))).unwrap();
         let bytes = std::fs::read(path).unwrap();
         assert_eq!(bytes.len() as u64, writer.len());
         let mut records = Vec::new();

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::{Bytes, BytesMut};
 use memchr::{memchr_iter, memrchr};
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::error::LogError;
@@ -35,21 +36,29 @@ impl AppendFile {
         Ok(Self { file: file.map_err(LogError::io("creating", &path))?, path, length: 0 })
     }
 
-    /// Opens an existing file to append to it, after cutting it to `length` bytes if it is longer.
-    pub(crate) fn open_at(path: PathBuf, length: u64) -> Result<Self, LogError> {
-        let open = || -> io::Result<File> {
-            let file = OpenOptions::new().append(true).read(true).open(&path)?;
-            if file.metadata()?.len() > length {
-                file.set_len(length)?;
-            }
-            Ok(file)
+    /// Opens a file to append to it, and creates it if it is not there.
+    pub(crate) fn open(path: PathBuf) -> Result<Self, LogError> {
+        let open = || -> io::Result<(File, u64)> {
+            let file = OpenOptions::new().append(true).read(true).create(true).open(&path)?;
+            let length = file.metadata()?.len();
+            Ok((file, length))
         };
-        let file = open().map_err(LogError::io("opening", &path))?;
+        let (file, length) = open().map_err(LogError::io("opening", &path))?;
         Ok(Self { file, path, length })
     }
 
-    pub(crate) const fn file(&self) -> &File {
-        &self.file
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes the lock by which others see that the file's writer lives; false if somebody else has it. The kernel
+    /// lets go of it when the file is closed, however that comes about.
+    pub(crate) fn try_lock(&self) -> Result<bool, LogError> {
+        match flock(&self.file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(true),
+            Err(Errno::WOULDBLOCK) => Ok(false),
+            Err(errno) => Err(LogError::io("locking", &self.path)(errno.into())),
+        }
     }
 
     /// The length in bytes.
@@ -125,8 +134,16 @@ impl ReadFile {
         }
     }
 
-    pub(crate) const fn file(&self) -> &File {
-        &self.file
+    /// Whether a writer that lives has the file locked.
+    pub(crate) fn is_locked(&self) -> Result<bool, LogError> {
+        match flock(&self.file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => match flock(&self.file, FlockOperation::Unlock) {
+                Ok(()) => Ok(false),
+                Err(errno) => Err(LogError::io("unlocking", &self.path)(errno.into())),
+            },
+            Err(Errno::WOULDBLOCK) => Ok(true),
+            Err(errno) => Err(LogError::io("locking", &self.path)(errno.into())),
+        }
     }
 
     /// The file's present length in bytes.

@@ -90,6 +90,8 @@ impl Committer {
         self.shared.lock().stop = true;
         self.shared.changed.notify_all();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // The thread itself may hold the last reference to the store, and can't wait for its own end.
+        let thread = thread.filter(|thread| thread.thread().id() != thread::current().id());
         if thread.is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the thread that writes the index panicked");
         }

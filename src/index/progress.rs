@@ -127,6 +127,12 @@ pub(crate) struct Checkpoints {
     pub(crate) progress: Option<Progress>,
 }
 
+impl Checkpoints {
+    pub(crate) const fn is_some(&self) -> bool {
+        self.line.is_some() || self.progress.is_some()
+    }
+}
+
 impl Checkpointer {
     /// The most bytes between a line and the checkpoint before it, but for one line.
     pub(crate) const EVERY_BYTES: u64 = 64 * 1024;

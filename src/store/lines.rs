@@ -103,6 +103,9 @@ impl LineReader {
     /// The next lines within reach.
     pub(crate) fn next(&mut self, reach: Reach<'_>, io: Io) -> Result<Taken, LogError> {
         loop {
+            if reach.lines == 0 && self.skip == 0 {
+                return Ok(Taken::Nothing);
+            }
             let ahead = reach.gaps.iter().find(|at| at.gap.after.0 >= self.line && at.offset >= self.offset);
             if let Some(at) = ahead.filter(|at| at.offset == self.offset && at.gap.after.0 == self.line) {
                 if let Some(gap) = self.cross(at.gap) {
