@@ -14,8 +14,8 @@ pub use run::{
     PartitionRef, RunSpec, RunState, StateKind, StreamTotals, Tombstone, UnknownState,
 };
 pub use store::{
-    Batch, CutLine, Line, LineTime, Lines, LogStore, MemoryLogStore, Outcome, ReadEnd, ReadEvent,
-    ReadOptions, ReadStream, RunCursor, RunEnd, RunPage, RunQuery, RunWriter, Start, StreamOptions,
-    conformance,
+    Batch, BufferOptions, BufferedLogStore, CutLine, Line, LineTime, Lines, LogStore, MemoryLogStore,
+    Outcome, ReadEnd, ReadEvent, ReadOptions, ReadStream, RunCursor, RunEnd, RunPage, RunQuery, RunWriter,
+    Start, StreamOptions, conformance,
 };
 pub use wire::{Cursor, Eof, GapNotice, InvalidCursor, LogLine, Problem, RunList};

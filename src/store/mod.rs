@@ -3,6 +3,7 @@
 //! [`LogStore`] is the whole contract. [`FileLogStore`] keeps runs on disk, [`MemoryLogStore`] in memory for the
 //! tests of those who embed us; [`BufferedLogStore`] and [`CompositeLogStore`] wrap other stores.
 
+mod buffered;
 pub mod conformance;
 mod follow;
 mod memory;
@@ -16,6 +17,7 @@ use crate::error::LogError;
 use crate::line::{ByteOffset, LineNumber, Stream, UnixMicros, View};
 use crate::run::{Exit, JobMetadata, JobRunId, MissingDeps, RunSpec, RunState, StateKind};
 
+pub use buffered::{BufferOptions, BufferedLogStore};
 pub use memory::MemoryLogStore;
 pub use read::{Batch, CutLine, Line, LineTime, Lines, ReadEnd, ReadEvent, ReadOptions, ReadStream, Start};
 

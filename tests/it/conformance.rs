@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use databuild_logs::{
-    ByteOffset, Exit, LineNumber, LogStore, MemoryLogStore, Outcome, ReadEvent, ReadOptions, RunEnd, RunSpec,
-    Start, Stream, View, conformance,
+    BufferOptions, BufferedLogStore, ByteOffset, Exit, LineNumber, LogStore, MemoryLogStore, Outcome,
+    ReadEvent, ReadOptions, RunEnd, RunSpec, Start, Stream, View, conformance,
 };
 use futures_util::StreamExt;
 use proptest::prelude::*;
@@ -12,6 +12,24 @@ use proptest::prelude::*;
 #[tokio::test]
 async fn memory() {
     conformance::run_all(|| Arc::new(MemoryLogStore::new())).await;
+}
+
+fn buffered(inner: Arc<dyn LogStore>) -> Arc<dyn LogStore> {
+    Arc::new(BufferedLogStore::new(inner, BufferOptions::default()))
+}
+
+#[tokio::test]
+async fn buffered_memory() {
+    conformance::run_all(|| buffered(Arc::new(MemoryLogStore::new()))).await;
+}
+
+#[tokio::test]
+async fn buffers_so_small_that_nothing_fits() {
+    for (max_bytes, max_total_bytes) in [(3, 1 << 20), (1 << 16, 0), (1 << 16, 1500)] {
+        let options = BufferOptions { max_bytes, max_total_bytes, ..BufferOptions::default() };
+        conformance::run_all(|| Arc::new(BufferedLogStore::new(Arc::new(MemoryLogStore::new()), options)))
+            .await;
+    }
 }
 
 /// What a run holds, kept in the plainest way.
@@ -137,5 +155,14 @@ proptest! {
     #[test]
     fn memory_agrees_with_a_model(appends in appends(), start in 0..60_u64, batch_bytes in 1..400_usize) {
         agrees_with_the_model(&MemoryLogStore::new(), &appends, start, batch_bytes);
+    }
+
+    #[test]
+    fn a_buffer_agrees_with_a_model(
+        appends in appends(), start in 0..60_u64, batch_bytes in 1..400_usize, max_bytes in 1..200_usize,
+    ) {
+        let options = BufferOptions { max_bytes, ..BufferOptions::default() };
+        let store = BufferedLogStore::new(Arc::new(MemoryLogStore::new()), options);
+        agrees_with_the_model(&store, &appends, start, batch_bytes);
     }
 }
