@@ -4,6 +4,7 @@
 //! tests of those who embed us; [`BufferedLogStore`] and [`CompositeLogStore`] wrap other stores.
 
 mod buffered;
+mod composite;
 pub mod conformance;
 mod follow;
 mod memory;
@@ -18,6 +19,7 @@ use crate::line::{ByteOffset, LineNumber, Stream, UnixMicros, View};
 use crate::run::{Exit, JobMetadata, JobRunId, MissingDeps, RunSpec, RunState, StateKind};
 
 pub use buffered::{BufferOptions, BufferedLogStore};
+pub use composite::{CompositeLogStore, CompositeOptions, Member, MemberHealth, MemberMode};
 pub use memory::MemoryLogStore;
 pub use read::{Batch, CutLine, Line, LineTime, Lines, ReadEnd, ReadEvent, ReadOptions, ReadStream, Start};
 

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use databuild_logs::{
-    BufferOptions, BufferedLogStore, ByteOffset, Exit, LineNumber, LogStore, MemoryLogStore, Outcome,
-    ReadEvent, ReadOptions, RunEnd, RunSpec, Start, Stream, View, conformance,
+    BufferOptions, BufferedLogStore, ByteOffset, CompositeLogStore, CompositeOptions, Exit, LineNumber,
+    LogStore, Member, MemoryLogStore, Outcome, ReadEvent, ReadOptions, RunEnd, RunSpec, Start, Stream, View,
+    conformance,
 };
 use futures_util::StreamExt;
 use proptest::prelude::*;
@@ -30,6 +31,59 @@ async fn buffers_so_small_that_nothing_fits() {
         conformance::run_all(|| Arc::new(BufferedLogStore::new(Arc::new(MemoryLogStore::new()), options)))
             .await;
     }
+}
+
+fn composite(members: Vec<Member>) -> Arc<dyn LogStore> {
+    Arc::new(CompositeLogStore::new(members, CompositeOptions::default()).unwrap())
+}
+
+fn memory_store() -> Arc<dyn LogStore> {
+    Arc::new(MemoryLogStore::new())
+}
+
+#[tokio::test]
+async fn composite_of_one() {
+    conformance::run_all(|| composite(vec![Member::required("only", memory_store())])).await;
+}
+
+#[tokio::test]
+async fn composite_of_required_and_best_effort() {
+    conformance::run_all(|| {
+        composite(vec![
+            Member::best_effort("listed first", memory_store()),
+            Member::required("one", memory_store()),
+            Member::required("two", memory_store()),
+            Member::best_effort("last", memory_store()),
+        ])
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn buffered_composite_of_buffered() {
+    conformance::run_all(|| {
+        buffered(composite(vec![
+            Member::required("buffered", buffered(memory_store())),
+            Member::required("bare", memory_store()),
+            Member::best_effort("copy", buffered(memory_store())),
+        ]))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn composite_of_composites() {
+    conformance::run_all(|| {
+        let inner = |name| {
+            composite(vec![Member::required(name, memory_store()), Member::best_effort(name, memory_store())])
+        };
+        composite(vec![
+            Member::required("a", inner("in a")),
+            Member::required("b", buffered(inner("in b"))),
+            Member::best_effort("c", inner("in c")),
+        ])
+    })
+    .await;
 }
 
 /// What a run holds, kept in the plainest way.
