@@ -18,8 +18,9 @@ pub use run::{
     PartitionRef, RunSpec, RunState, StateKind, StreamTotals, Tombstone, UnknownState,
 };
 pub use store::{
-    Batch, CutLine, FileLogStore, FileStoreOptions, Line, LineTime, Lines, LogStore, MemoryLogStore, Outcome,
-    ReadEnd, ReadEvent, ReadOptions, ReadStream, RunCursor, RunEnd, RunPage, RunQuery, RunWriter, Start,
-    StreamOptions, conformance,
+    Batch, BufferOptions, BufferedLogStore, CompositeLogStore, CompositeOptions, CutLine, FileLogStore,
+    FileStoreOptions, Line, LineTime, Lines, LogStore, Member, MemberHealth, MemberMode, MemoryLogStore,
+    Outcome, ReadEnd, ReadEvent, ReadOptions, ReadStream, RunCursor, RunEnd, RunPage, RunQuery, RunWriter,
+    Start, StreamOptions, conformance,
 };
 pub use wire::{Cursor, Eof, GapNotice, InvalidCursor, LogLine, Problem, RunList};

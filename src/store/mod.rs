@@ -4,6 +4,8 @@
 //! tests of those who embed us; [`BufferedLogStore`] and [`CompositeLogStore`] wrap other stores.
 
 mod adopt;
+mod buffered;
+mod composite;
 pub mod conformance;
 mod file;
 mod follow;
@@ -25,6 +27,8 @@ use crate::error::LogError;
 use crate::line::{ByteOffset, LineNumber, Stream, UnixMicros, View};
 use crate::run::{Exit, JobMetadata, JobRunId, MissingDeps, RunSpec, RunState, StateKind};
 
+pub use buffered::{BufferOptions, BufferedLogStore};
+pub use composite::{CompositeLogStore, CompositeOptions, Member, MemberHealth, MemberMode};
 pub use file::{FileLogStore, FileStoreOptions};
 pub use memory::MemoryLogStore;
 pub use read::{Batch, CutLine, Line, LineTime, Lines, ReadEnd, ReadEvent, ReadOptions, ReadStream, Start};
