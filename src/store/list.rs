@@ -1,13 +1,16 @@
 //! Listing runs, newest first: from the index and what it does not have yet, or from the folders.
 
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
 
 use crate::error::LogError;
 use crate::index::{Index, RunNumber};
+use crate::line::UnixMicros;
 use crate::run::{JobMetadata, JobRunId, StateKind};
 use crate::store::file::Inner;
 use crate::store::{RunCursor, RunPage, RunQuery};
+
+/// How much later than its folder a run can have started: the file system's clock ticks every few milliseconds.
+const COARSE_MICROS: u64 = 20_000;
 
 /// Lists runs of a store with an index; a cursor is a run number.
 pub(crate) fn list_indexed(inner: &Inner, index: &Index, query: &RunQuery) -> Result<RunPage, LogError> {
@@ -48,10 +51,13 @@ pub(crate) fn list_indexed(inner: &Inner, index: &Index, query: &RunQuery) -> Re
     Ok(page(found, query))
 }
 
-/// Lists runs of a store without an index; a cursor is the nanosecond in which a folder was made.
+/// Lists runs of a store without an index; a cursor is the microsecond of a start.
+///
+/// The folders' ages say what to look at first. They are coarse, so the runs' own start times settle the order of
+/// folders that were made at about the same time.
 pub(crate) fn list_folders(inner: &Arc<Inner>, query: &RunQuery) -> Result<RunPage, LogError> {
     let below = query.cursor.map_or(u64::MAX, |cursor| cursor.0);
-    let mut folders: Vec<_> = inner
+    let mut folders: Vec<(u64, JobRunId)> = inner
         .layout
         .list_runs()?
         .into_iter()
@@ -61,16 +67,26 @@ pub(crate) fn list_folders(inner: &Arc<Inner>, query: &RunQuery) -> Result<RunPa
         .collect();
     folders.sort_unstable_by(|a, b| b.cmp(a));
     let mut found = Vec::new();
+    let mut enough_at = None;
     for (created, id) in folders {
-        if found.len() > query.page_size() {
+        if enough_at.is_some_and(|last| created + COARSE_MICROS < last) {
             break;
         }
         match describe(inner, &id) {
-            Ok(run) if query.matches(&run) => found.push((created, run)),
-            Ok(_) | Err(LogError::NotFound { .. }) => {}
+            Ok(run) => {
+                let key = run.started_at.0.clamp(created, created + COARSE_MICROS);
+                if key < below && query.matches(&run) {
+                    found.push((key, run));
+                }
+            }
+            Err(LogError::NotFound { .. }) => {}
             Err(error) => tracing::warn!(%error, run = %id, "a run folder can't be read"),
         }
+        if found.len() > query.page_size() {
+            enough_at.get_or_insert(created);
+        }
     }
+    found.sort_unstable_by(|a, b| (b.0, b.1.id()).cmp(&(a.0, a.1.id())));
     Ok(page(found, query))
 }
 
@@ -81,11 +97,11 @@ fn page(mut found: Vec<(u64, JobMetadata)>, query: &RunQuery) -> RunPage {
     RunPage { runs: found.into_iter().map(|(_, run)| run).collect(), next }
 }
 
-/// When a run's folder was made, in nanoseconds since 1970; `None` if it is gone.
+/// When a run's folder was made, in microseconds since 1970; `None` if it is gone.
 pub(crate) fn created(inner: &Inner, id: &JobRunId) -> Option<u64> {
     let folder = std::fs::metadata(inner.layout.run(id).path()).ok()?;
     let created = folder.created().or_else(|_| folder.modified()).ok()?;
-    u64::try_from(created.duration_since(UNIX_EPOCH).ok()?.as_nanos()).ok()
+    Some(UnixMicros::from(created).0)
 }
 
 /// What is known of a run: from its `metadata.json`, or from its journal while it goes on.

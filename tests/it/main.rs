@@ -2,3 +2,4 @@
 #![allow(clippy::unwrap_used, reason = "a test that unwraps an error has failed")]
 
 mod conformance;
+mod store;
