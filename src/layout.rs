@@ -144,7 +144,7 @@ impl RunFolder {
     /// Writes `metadata.json` so that it is either there whole or not at all, even after a power cut.
     pub(crate) fn write_metadata(&self, run: &JobMetadata) -> Result<(), LogError> {
         let path = self.metadata();
-        let new = self.path.join("metadata.json.new");
+        let new = self.path.join(format!(".metadata.json.{}.new", std::process::id()));
         let write = || -> io::Result<()> {
             let mut text = serde_json::to_vec_pretty(run)?;
             text.push(b'\n');

@@ -242,11 +242,24 @@ impl ForeignRun {
         Ok(true)
     }
 
+    /// Whether the run's journal has ended but nothing was said of it in `metadata.json` yet.
+    pub(crate) fn lacks_metadata(&self) -> bool {
+        let over = {
+            let state = self.run.state();
+            state.has_journal && state.run.state.is_over()
+        };
+        over && !self.run.folder.metadata().exists()
+    }
+
     /// Writes the `metadata.json` that a writer did not get to after it ended its journal.
     pub(crate) fn complete_metadata(&self) -> Result<(), LogError> {
-        let run = self.run.metadata();
-        if self.run.state().has_journal && run.state.is_over() && !self.run.folder.metadata().exists() {
-            self.run.folder.write_metadata(&run)?;
+        if self.lacks_metadata()
+            && let Source::Journal(journal) = &self.tracker().source
+            && !journal.file().is_locked()?
+            && self.lacks_metadata()
+        {
+            self.run.folder.write_metadata(&self.run.metadata())?;
+            self.run.state().waiting.dirty = true;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! The store that keeps runs in files.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -86,6 +86,8 @@ pub(crate) struct Inner {
 #[derive(Default)]
 struct Runs {
     by_id: HashMap<JobRunId, Tracked>,
+    /// Runs whose folder this process is just making; nobody takes them for another process's.
+    starting: HashSet<JobRunId>,
     last_number: RunNumber,
 }
 
@@ -101,6 +103,14 @@ impl Tracked {
         match self {
             Self::Own(own) => &own.run,
             Self::Foreign(foreign) => &foreign.run,
+        }
+    }
+
+    /// Whether nothing of the run's end is left to be written.
+    fn is_settled(&self) -> bool {
+        match self {
+            Self::Own(_) => true,
+            Self::Foreign(foreign) => !foreign.lacks_metadata(),
         }
     }
 }
@@ -248,8 +258,19 @@ impl Inner {
         {
             return Err(LogError::AlreadyExists { id: spec.id });
         }
-        let own = Arc::new(OwnRun::create(&self.layout, spec, self.next_number())?);
-        self.runs().by_id.insert(own.run.id.clone(), Tracked::Own(Arc::clone(&own)));
+        let id = spec.id.clone();
+        if !self.runs().starting.insert(id.clone()) {
+            return Err(LogError::AlreadyExists { id });
+        }
+        let created = OwnRun::create(&self.layout, spec, self.next_number()).map(Arc::new);
+        {
+            let mut runs = self.runs();
+            runs.starting.remove(&id);
+            if let Ok(own) = &created {
+                runs.by_id.insert(id, Tracked::Own(Arc::clone(own)));
+            }
+        }
+        let own = created?;
         self.announce();
         self.nudge(Urgency::Soon);
         Ok(own)
@@ -286,8 +307,12 @@ impl Inner {
             return Ok(Arc::clone(tracked.run()));
         }
         let folder = self.layout.run(id);
-        if !folder.path().is_dir() {
+        if !folder.path().is_dir() || self.runs().starting.contains(id) {
             return Err(LogError::NotFound { id: id.clone() });
+        }
+        // It may have been started by this process just before that look.
+        if let Some(tracked) = self.tracked(id) {
+            return Ok(Arc::clone(tracked.run()));
         }
         // Watched first, so that nothing written in between is missed.
         let watch = self.watch()?;
@@ -322,7 +347,7 @@ impl Inner {
                 foreign.report_lost();
             }
         }
-        if keeps_store && foreign.run.is_over() {
+        if keeps_store {
             foreign.complete_metadata()?;
         }
         Ok(())
@@ -638,9 +663,10 @@ fn commit_all(inner: &Inner, index: &Index) {
         Ok(()) => {
             let mut runs = inner.runs();
             for (run, lines, places) in written {
+                let settled = runs.by_id.get(&run.id).is_none_or(Tracked::is_settled);
                 let mut state = run.state();
                 state.waiting.committed(lines, places);
-                if state.run.state.is_over() && !state.waiting.dirty {
+                if settled && state.run.state.is_over() && !state.waiting.dirty {
                     runs.by_id.remove(&run.id);
                 }
             }

@@ -149,9 +149,7 @@ fn work(inner: &Weak<Inner>, inbox: &mpsc::Receiver<Task>) {
         }
         if Instant::now() >= next_look {
             for tracked in inner.all_tracked() {
-                if let Tracked::Foreign(foreign) = tracked
-                    && !foreign.run.is_over()
-                {
+                if let Tracked::Foreign(foreign) = tracked {
                     inner.catch_up(&foreign);
                     check_writer(&inner, &foreign);
                 }
