@@ -1,6 +1,5 @@
 //! Where everything is on disk. No other file knows a file's name.
 
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -122,11 +121,6 @@ impl RunFolder {
 
     pub(crate) fn metadata(&self) -> PathBuf {
         self.path.join(METADATA)
-    }
-
-    /// Whether this path is the run's `metadata.json`.
-    pub(crate) fn is_metadata(path: &Path) -> bool {
-        path.file_name() == Some(OsStr::new(METADATA))
     }
 
     /// Reads `metadata.json`; `None` if there is none.

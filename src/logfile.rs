@@ -146,11 +146,6 @@ impl ReadFile {
         }
     }
 
-    /// The file's present length in bytes.
-    pub(crate) fn len(&self) -> Result<u64, LogError> {
-        Ok(self.file.metadata().map_err(LogError::io("looking at", &self.path))?.len())
-    }
-
     /// Reads up to `length` bytes from `offset` on.
     pub(crate) fn read(&mut self, offset: u64, length: usize, io: Io) -> Result<Fetched, LogError> {
         self.buffer.clear();

@@ -22,7 +22,7 @@ impl Urgency {
     }
 }
 
-/// Groups what changed and commits it. Nobody waits for it but [`flush`](Self::flush).
+/// Groups what changed and commits it. Nobody waits for it.
 ///
 /// What is to be committed stays with those who have it; they only say that there is something, so a disk that
 /// stalls holds up nothing and costs no memory.
@@ -42,9 +42,6 @@ struct Shared {
 struct Wanted {
     /// When the next commit is due; `None` while nothing waits.
     due: Option<Instant>,
-    /// Commits begun, and commits done.
-    begun: u64,
-    done: u64,
     stop: bool,
 }
 
@@ -74,17 +71,6 @@ impl Committer {
         }
     }
 
-    /// Commits now and waits until that is done.
-    pub(crate) fn flush(&self) {
-        let mut wanted = self.shared.lock();
-        let ours = wanted.begun + 1;
-        wanted.due = Some(Instant::now());
-        self.shared.changed.notify_all();
-        while wanted.done < ours && !wanted.stop {
-            wanted = self.shared.changed.wait(wanted).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
     /// Commits what waits and ends the thread.
     pub(crate) fn stop(&self) {
         self.shared.lock().stop = true;
@@ -108,16 +94,13 @@ fn run(shared: &Shared, mut commit: impl FnMut()) {
     loop {
         let stop = wait_until_due(shared);
         commit();
-        let mut wanted = shared.lock();
-        wanted.done = wanted.begun;
-        shared.changed.notify_all();
         if stop {
             return;
         }
     }
 }
 
-/// Waits for the next commit to be due and marks it as begun; gives whether it is the last.
+/// Waits for the next commit to be due; gives whether it is the last.
 fn wait_until_due(shared: &Shared) -> bool {
     let mut wanted = shared.lock();
     loop {
@@ -125,7 +108,6 @@ fn wait_until_due(shared: &Shared) -> bool {
         let left = wanted.due.map(|due| due.saturating_duration_since(now));
         if wanted.stop || left.is_some_and(|left| left.is_zero()) {
             wanted.due = None;
-            wanted.begun += 1;
             return wanted.stop;
         }
         wanted = match left {
@@ -141,21 +123,21 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     #[test]
-    fn a_flush_waits_for_a_commit_that_began_after_it() {
-        let value = Arc::new(AtomicU64::new(0));
-        let seen = Arc::new(AtomicU64::new(0));
+    fn what_waits_is_committed_soon_and_before_the_thread_ends() {
+        let (value, seen) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let committer = {
             let (value, seen) = (Arc::clone(&value), Arc::clone(&seen));
             Committer::spawn(move || seen.store(value.load(Ordering::SeqCst), Ordering::SeqCst)).unwrap()
         };
-        for round in 1..100 {
-            value.store(round, Ordering::SeqCst);
-            committer.flush();
-            assert!(seen.load(Ordering::SeqCst) >= round);
+        value.store(1, Ordering::SeqCst);
+        committer.nudge(Urgency::Soon);
+        committer.nudge(Urgency::Now);
+        while seen.load(Ordering::SeqCst) != 1 {
+            thread::yield_now();
         }
-        value.store(1000, Ordering::SeqCst);
+        value.store(2, Ordering::SeqCst);
         committer.nudge(Urgency::Soon);
         committer.stop();
-        assert_eq!(seen.load(Ordering::SeqCst), 1000, "what waits is committed before the thread ends");
+        assert_eq!(seen.load(Ordering::SeqCst), 2);
     }
 }

@@ -50,11 +50,17 @@ pub(crate) struct Changes {
     pub(crate) progress: Vec<(RunNumber, Progress)>,
     /// Runs whose folders are gone.
     pub(crate) forgotten: Vec<RunNumber>,
+    /// What is left of runs that were evicted.
+    pub(crate) tombstones: Vec<Tombstone>,
 }
 
 impl Changes {
     pub(crate) const fn is_empty(&self) -> bool {
-        self.runs.is_empty() && self.lines.is_empty() && self.progress.is_empty() && self.forgotten.is_empty()
+        self.runs.is_empty()
+            && self.lines.is_empty()
+            && self.progress.is_empty()
+            && self.forgotten.is_empty()
+            && self.tombstones.is_empty()
     }
 }
 
@@ -216,6 +222,10 @@ impl Index {
             for &number in &changes.forgotten {
                 forget_run(transaction, number)?;
             }
+            let mut tombstones = transaction.open_table(schema::TOMBSTONES)?;
+            for stone in &changes.tombstones {
+                tombstones.insert(stone.id.as_str(), codec::encode_tombstone(stone).as_slice())?;
+            }
             Ok(())
         })
     }
@@ -256,21 +266,6 @@ impl Index {
             let table = transaction.open_table(schema::CHECKPOINTS)?;
             let last = table.range((run, stream, 0)..=(run, stream, line))?.next_back();
             Ok(last.transpose()?.map(|(key, value)| (key.value().2, value.value().0)))
-        })
-    }
-
-    /// The last place kept of a journal that was written before `time`.
-    pub(crate) fn progress_before(
-        &self,
-        run: RunNumber,
-        time: UnixMicros,
-    ) -> Result<Option<Progress>, LogError> {
-        self.read(|transaction| {
-            let table = transaction.open_table(schema::TIMES)?;
-            let last = table.range((run, 0)..(run, time.0))?.next_back();
-            last.transpose()?
-                .map(|(_, value)| codec::decode_progress(value.value()).map_err(damaged))
-                .transpose()
         })
     }
 
@@ -513,8 +508,18 @@ mod tests {
             })
             .unwrap();
         assert_eq!(newest, [3, 1]);
-        index.commit(&Changes { forgotten: vec![3], ..Changes::default() }).unwrap();
-        assert!(index.find(&"b".parse().unwrap()).unwrap().is_none());
+        let stone = Tombstone {
+            id: "b".parse().unwrap(),
+            evicted_at: UnixMicros(9),
+            reason: "older than 7 days".into(),
+            lines: 1,
+            bytes: 2,
+        };
+        let changes =
+            Changes { forgotten: vec![1, 3], tombstones: vec![stone.clone()], ..Changes::default() };
+        index.commit(&changes).unwrap();
+        assert!(index.find(&"aa".parse().unwrap()).unwrap().is_none());
+        assert!(matches!(index.find(&stone.id), Ok(Some(Known::Evicted(found))) if found == stone));
     }
 
     #[test]
@@ -541,7 +546,7 @@ mod tests {
         assert_eq!(index.line_floor(7, Stream::Stdout, 1799).unwrap(), Some((1200, 131_072)));
         assert_eq!(index.line_floor(8, Stream::Stdout, 1799).unwrap(), None);
         assert_eq!(index.line_floor(7, Stream::Stderr, 1799).unwrap(), None);
-        let at = |time| index.progress_before(7, UnixMicros(time)).unwrap().map(|p| p.lines());
+        let at = |time| index.progress_while(7, |p| p.time.0 < time).unwrap().map(|p| p.lines());
         assert_eq!((at(1_000_001), at(1_000_002), at(u64::MAX)), (None, Some(100), Some(5000)));
         for position in [0, 99, 100, 101, 2549, 2550, 5000, 9000] {
             let found = index.progress_while(7, |p| p.lines() <= position).unwrap().map_or(0, |p| p.lines());

@@ -3,21 +3,13 @@
 //! [`LogStore`] is the whole contract. [`FileLogStore`] keeps runs on disk, [`MemoryLogStore`] in memory for the
 //! tests of those who embed us; [`BufferedLogStore`] and [`CompositeLogStore`] wrap other stores.
 
-mod adopt;
 mod buffered;
 mod composite;
 pub mod conformance;
 mod file;
 mod follow;
-mod lines;
-mod list;
-mod live;
-mod marks;
 mod memory;
 mod read;
-mod source;
-mod watch;
-mod writer;
 
 use bytes::Bytes;
 use futures_util::StreamExt;

@@ -6,20 +6,20 @@ use crate::error::LogError;
 use crate::index::{Index, RunNumber};
 use crate::line::UnixMicros;
 use crate::run::{JobMetadata, JobRunId, StateKind};
-use crate::store::file::Inner;
+use crate::store::file::shared::Shared;
 use crate::store::{RunCursor, RunPage, RunQuery};
 
 /// How much later than its folder a run can have started: the file system's clock ticks every few milliseconds.
 const COARSE_MICROS: u64 = 20_000;
 
 /// Lists runs of a store with an index; a cursor is a run number.
-pub(crate) fn list_indexed(inner: &Inner, index: &Index, query: &RunQuery) -> Result<RunPage, LogError> {
+pub(crate) fn list_indexed(shared: &Shared, index: &Index, query: &RunQuery) -> Result<RunPage, LogError> {
     let below = query.cursor.map_or(RunNumber::MAX, |cursor| cursor.0);
     // One more than a page, to know whether there is another.
     let wanted = query.page_size().saturating_add(1);
     let mut found: Vec<(RunNumber, JobMetadata)> = Vec::new();
     let mut in_memory = Vec::new();
-    for tracked in inner.all_tracked() {
+    for tracked in shared.all_tracked() {
         let Some(number) = tracked.run().number else { continue };
         in_memory.push(number);
         let run = tracked.run().metadata();
@@ -55,14 +55,14 @@ pub(crate) fn list_indexed(inner: &Inner, index: &Index, query: &RunQuery) -> Re
 ///
 /// The folders' ages say what to look at first. They are coarse, so the runs' own start times settle the order of
 /// folders that were made at about the same time.
-pub(crate) fn list_folders(inner: &Arc<Inner>, query: &RunQuery) -> Result<RunPage, LogError> {
+pub(crate) fn list_folders(shared: &Arc<Shared>, query: &RunQuery) -> Result<RunPage, LogError> {
     let below = query.cursor.map_or(u64::MAX, |cursor| cursor.0);
-    let mut folders: Vec<(u64, JobRunId)> = inner
+    let mut folders: Vec<(u64, JobRunId)> = shared
         .layout
         .list_runs()?
         .into_iter()
         .filter(|id| query.id_prefix.as_ref().is_none_or(|prefix| id.as_str().starts_with(prefix.as_str())))
-        .filter_map(|id| Some((created(inner, &id)?, id)))
+        .filter_map(|id| Some((created(shared, &id)?, id)))
         .filter(|&(created, _)| created < below)
         .collect();
     folders.sort_unstable_by(|a, b| b.cmp(a));
@@ -72,7 +72,7 @@ pub(crate) fn list_folders(inner: &Arc<Inner>, query: &RunQuery) -> Result<RunPa
         if enough_at.is_some_and(|last| created + COARSE_MICROS < last) {
             break;
         }
-        match describe(inner, &id) {
+        match describe(shared, &id) {
             Ok(run) => {
                 let key = run.started_at.0.clamp(created, created + COARSE_MICROS);
                 if key < below && query.matches(&run) {
@@ -98,20 +98,20 @@ fn page(mut found: Vec<(u64, JobMetadata)>, query: &RunQuery) -> RunPage {
 }
 
 /// When a run's folder was made, in microseconds since 1970; `None` if it is gone.
-pub(crate) fn created(inner: &Inner, id: &JobRunId) -> Option<u64> {
-    let folder = std::fs::metadata(inner.layout.run(id).path()).ok()?;
+pub(crate) fn created(shared: &Shared, id: &JobRunId) -> Option<u64> {
+    let folder = std::fs::metadata(shared.layout.run(id).path()).ok()?;
     let created = folder.created().or_else(|_| folder.modified()).ok()?;
     Some(UnixMicros::from(created).0)
 }
 
 /// What is known of a run: from its `metadata.json`, or from its journal while it goes on.
-fn describe(inner: &Arc<Inner>, id: &JobRunId) -> Result<JobMetadata, LogError> {
-    if inner.tracked(id).is_none()
-        && let Ok(Some(run)) = inner.layout.run(id).read_metadata()
+fn describe(shared: &Arc<Shared>, id: &JobRunId) -> Result<JobMetadata, LogError> {
+    if shared.tracked(id).is_none()
+        && let Ok(Some(run)) = shared.layout.run(id).read_metadata()
         && run.id() == id
         && run.state.is_over()
     {
         return Ok(run);
     }
-    Ok(inner.find(id)?.metadata())
+    Ok(shared.find(id)?.metadata())
 }

@@ -11,7 +11,7 @@ use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use crate::error::LogError;
 use crate::layout::RunFolder;
 use crate::run::JobRunId;
-use crate::store::file::{Inner, Tracked};
+use crate::store::file::shared::{Shared, Tracked};
 
 /// Watches a log folder for a store.
 ///
@@ -40,18 +40,18 @@ impl Watch {
     /// # Errors
     ///
     /// [`LogError::Io`] if the folder can't be watched.
-    pub(crate) fn start(inner: &Arc<Inner>) -> Result<Self, LogError> {
-        inner.layout.create()?;
-        let folder = inner.layout.job_runs();
+    pub(crate) fn start(shared: &Arc<Shared>) -> Result<Self, LogError> {
+        shared.layout.create()?;
+        let folder = shared.layout.job_runs();
         let (tasks, inbox) = mpsc::channel();
-        let of_events = (Arc::downgrade(inner), tasks.clone());
+        let of_events = (Arc::downgrade(shared), tasks.clone());
         let watcher = notify::recommended_watcher(move |event| on_event(&of_events.0, &of_events.1, event))
             .and_then(|mut watcher| {
                 watcher.watch(folder, RecursiveMode::NonRecursive)?;
                 Ok(watcher)
             })
             .map_err(|error| LogError::io("watching", folder)(std::io::Error::other(error)))?;
-        let weak = Arc::downgrade(inner);
+        let weak = Arc::downgrade(shared);
         thread::Builder::new()
             .name("adopter".into())
             .spawn(move || work(&weak, &inbox))
@@ -95,7 +95,7 @@ impl Watch {
 }
 
 /// Deals with what inotify tells.
-fn on_event(inner: &Weak<Inner>, tasks: &mpsc::Sender<Task>, event: notify::Result<Event>) {
+fn on_event(shared: &Weak<Shared>, tasks: &mpsc::Sender<Task>, event: notify::Result<Event>) {
     let event = match event {
         Ok(event) if event.need_rescan() => {
             let _ = tasks.send(Task::LookAround);
@@ -110,13 +110,13 @@ fn on_event(inner: &Weak<Inner>, tasks: &mpsc::Sender<Task>, event: notify::Resu
     if !matches!(event.kind, EventKind::Create(_) | EventKind::Modify(_)) {
         return;
     }
-    let Some(inner) = inner.upgrade() else { return };
+    let Some(shared) = shared.upgrade() else { return };
     for path in &event.paths {
-        let Some(id) = inner.layout.run_of(path) else { continue };
-        match inner.tracked(&id) {
-            Some(Tracked::Foreign(foreign)) => inner.catch_up(&foreign),
+        let Some(id) = shared.layout.run_of(path) else { continue };
+        match shared.tracked(&id) {
+            Some(Tracked::Foreign(foreign)) => shared.catch_up(&foreign),
             Some(Tracked::Own(_)) => {}
-            None if path.parent() == Some(inner.layout.job_runs()) => {
+            None if path.parent() == Some(shared.layout.job_runs()) => {
                 let _ = tasks.send(Task::Look(id));
             }
             None => {}
@@ -125,9 +125,9 @@ fn on_event(inner: &Weak<Inner>, tasks: &mpsc::Sender<Task>, event: notify::Resu
 }
 
 /// The second thread: takes up new runs, and asks of the others whether their writers live.
-fn work(inner: &Weak<Inner>, inbox: &mpsc::Receiver<Task>) {
+fn work(shared: &Weak<Shared>, inbox: &mpsc::Receiver<Task>) {
     let Some((liveness, rescan)) =
-        inner.upgrade().map(|inner| (inner.options.liveness_interval, inner.options.rescan_interval))
+        shared.upgrade().map(|shared| (shared.options.liveness_interval, shared.options.rescan_interval))
     else {
         return;
     };
@@ -135,12 +135,12 @@ fn work(inner: &Weak<Inner>, inbox: &mpsc::Receiver<Task>) {
     let mut next_rescan = Instant::now() + rescan;
     loop {
         let task = inbox.recv_timeout(next_look.saturating_duration_since(Instant::now()));
-        let Some(inner) = inner.upgrade() else { return };
+        let Some(shared) = shared.upgrade() else { return };
         match task {
-            Ok(Task::Look(id)) => look(&inner, &id),
-            Ok(Task::LookAround) => look_around(&inner),
+            Ok(Task::Look(id)) => look(&shared, &id),
+            Ok(Task::LookAround) => look_around(&shared),
             Ok(Task::Unwatch(folder)) => {
-                if let Some(watch) = inner.watching() {
+                if let Some(watch) = shared.watching() {
                     watch.remove(&folder);
                 }
             }
@@ -148,58 +148,58 @@ fn work(inner: &Weak<Inner>, inbox: &mpsc::Receiver<Task>) {
             Err(RecvTimeoutError::Timeout) => {}
         }
         if Instant::now() >= next_look {
-            for tracked in inner.all_tracked() {
+            for tracked in shared.all_tracked() {
                 if let Tracked::Foreign(foreign) = tracked {
-                    inner.catch_up(&foreign);
-                    check_writer(&inner, &foreign);
+                    shared.catch_up(&foreign);
+                    check_writer(&shared, &foreign);
                 }
             }
             next_look = Instant::now() + liveness;
         }
         if Instant::now() >= next_rescan {
-            look_around(&inner);
+            look_around(&shared);
             next_rescan = Instant::now() + rescan;
         }
     }
 }
 
-fn check_writer(inner: &Inner, foreign: &crate::store::adopt::ForeignRun) {
-    match inner.end_if_lost(foreign) {
-        Ok(()) if foreign.run.is_over() => inner.retire(foreign),
+fn check_writer(shared: &Shared, foreign: &crate::store::file::adopt::ForeignRun) {
+    match shared.end_if_lost(foreign) {
+        Ok(()) if foreign.run.is_over() => shared.retire(foreign),
         Ok(()) => {}
         Err(error) => tracing::warn!(%error, run = %foreign.run.id, "whether its writer lives can't be told"),
     }
 }
 
 /// Takes up a run that appeared; a store without an index leaves that to those who ask for the run.
-fn look(inner: &Arc<Inner>, id: &JobRunId) {
-    if inner.index.is_some() {
-        match inner.adopt(id, None) {
+fn look(shared: &Arc<Shared>, id: &JobRunId) {
+    if shared.index.is_some() {
+        match shared.adopt(id, None) {
             Ok(_) | Err(LogError::NotFound { .. }) => {}
             Err(error) => tracing::warn!(%error, run = %id, "a run folder can't be taken up"),
         }
     }
-    inner.announce();
+    shared.announce();
 }
 
 /// Takes up every run folder that the index does not know, oldest first, so that their numbers rise with their age.
-fn look_around(inner: &Arc<Inner>) {
-    if let Some(index) = &inner.index {
-        let unknown = inner.layout.list_runs().and_then(|ids| index.unknown(ids));
+fn look_around(shared: &Arc<Shared>) {
+    if let Some(index) = &shared.index {
+        let unknown = shared.layout.list_runs().and_then(|ids| index.unknown(ids));
         match unknown {
             Ok(mut ids) => {
-                ids.retain(|id| inner.tracked(id).is_none());
-                ids.sort_by_cached_key(|id| super::list::created(inner, id));
+                ids.retain(|id| shared.tracked(id).is_none());
+                ids.sort_by_cached_key(|id| super::list::created(shared, id));
                 for id in &ids {
-                    if inner.is_closed() {
+                    if shared.is_closed() {
                         break;
                     }
-                    look(inner, id);
+                    look(shared, id);
                 }
             }
             Err(error) => tracing::warn!(%error, "looking for runs of other processes"),
         }
-        inner.set_discovered();
+        shared.set_discovered();
     }
-    inner.announce();
+    shared.announce();
 }

@@ -12,9 +12,9 @@ use crate::layout::{Layout, RunFolder};
 use crate::line::{LineNumber, Stream, UnixMicros};
 use crate::logfile::{AppendFile, Fetched, Io, ReadFile, count_lines, whole_lines};
 use crate::run::{Gap, JobMetadata, JobRunId, RunSpec, RunState};
-use crate::store::live::LiveRun;
-use crate::store::marks::{Entry, JournalReader};
-use crate::store::writer::{OwnRun, disk_bytes};
+use crate::store::file::live::LiveRun;
+use crate::store::file::marks::{Entry, JournalReader};
+use crate::store::file::writer::{OwnRun, disk_bytes};
 use crate::store::{Outcome, RunEnd};
 
 /// A folder without a journal and without `metadata.json` counts as a run that goes on for as long as its logs

@@ -15,7 +15,7 @@ use crate::line::{LineNumber, Stream, UnixMicros};
 use crate::logfile::{AppendFile, count_lines, whole_lines};
 use crate::run::{Gap, GapReason, JobMetadata, RunSpec};
 use crate::store::RunEnd;
-use crate::store::live::{LiveRun, finished};
+use crate::store::file::live::{LiveRun, finished};
 
 /// Batches of a stream that arrive within this many microseconds share a mark.
 const MERGE_MICROS: u64 = 1_000;

@@ -1,0 +1,259 @@
+//! The store that keeps runs in files.
+
+mod adopt;
+mod commit;
+mod lines;
+mod list;
+mod live;
+mod marks;
+mod places;
+mod shared;
+mod source;
+mod watch;
+mod writer;
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::error::LogError;
+use crate::index::{Changes, Committer, Index};
+use crate::layout::Layout;
+use crate::line::{ByteOffset, Stream, View};
+use crate::logfile::{Fetched, Io, ReadFile};
+use crate::run::{JobMetadata, JobRunId, RunSpec};
+use crate::store::file::commit::commit_waiting;
+use crate::store::file::lines::{LineReader, Reach, Taken};
+use crate::store::file::list::{list_folders, list_indexed};
+use crate::store::file::places::Places;
+use crate::store::file::shared::{Shared, shut_down};
+use crate::store::file::writer::OwnRun;
+use crate::store::{LogStore, Outcome, ReadOptions, ReadStream, RunEnd, RunPage, RunQuery, RunWriter, Start};
+
+/// How much is read at once to find a place.
+const READ_BYTES: usize = 64 * 1024;
+/// How a [`FileLogStore`] looks after runs that other processes write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileStoreOptions {
+    /// How often to ask whether the writer of a run still lives.
+    pub liveness_interval: Duration,
+    /// How often to look for runs that were never announced, in case the system lost an event.
+    pub rescan_interval: Duration,
+}
+
+impl Default for FileStoreOptions {
+    /// Every second, and every half minute.
+    fn default() -> Self {
+        Self { liveness_interval: Duration::from_secs(1), rescan_interval: Duration::from_secs(30) }
+    }
+}
+
+/// Keeps every run in a folder of its own: `stdout.log`, `stderr.log`, `metadata.json`, and a journal.
+///
+/// Clones share the store.
+#[derive(Clone)]
+pub struct FileLogStore {
+    shared: Arc<Shared>,
+}
+
+impl fmt::Debug for FileLogStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileLogStore").field("folder", &self.shared.layout.root()).finish_non_exhaustive()
+    }
+}
+
+impl FileLogStore {
+    /// Opens the store with its index, which only one process at a time can: the service. Folders are made as
+    /// needed; runs whose writer is gone become lost.
+    ///
+    /// Blocks for as long as the disk takes; the work is proportional to the runs that were live.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::InUse`] if another process has it open; [`LogError::Io`] if the folder can't be used.
+    pub fn open(folder: impl AsRef<Path>, options: FileStoreOptions) -> Result<Self, LogError> {
+        let layout = Layout::new(folder.as_ref());
+        layout.create()?;
+        let index = Arc::new(Index::open(layout.index())?);
+        let last_number = index.last_number()?;
+        let live = index.live_runs()?;
+        let store = Self { shared: Arc::new(Shared::new(layout, options, Some(index), last_number)) };
+        let shared = &store.shared;
+        let weak = Arc::downgrade(shared);
+        let committer = Committer::spawn(move || commit_waiting(&weak))
+            .map_err(LogError::io("starting a thread for", shared.layout.index()))?;
+        let _ = shared.committer.set(committer);
+        let mut forgotten = Vec::new();
+        for (number, record) in live {
+            match shared.adopt(record.run.id(), Some(number)) {
+                Ok(_) => {}
+                Err(LogError::NotFound { .. }) => forgotten.push(number),
+                Err(error) => {
+                    tracing::error!(%error, run = %record.run.id(), "a run can't be taken up again")
+                }
+            }
+        }
+        if let Some(index) = &shared.index
+            && !forgotten.is_empty()
+        {
+            index.commit(&Changes { forgotten, ..Changes::default() })?;
+        }
+        shared.watch()?.discover_all();
+        Ok(store)
+    }
+
+    /// Opens the folder without the index: any number of processes can, beside a service or without one. They can
+    /// write runs and read them; finding a place in a run costs a look through its journal.
+    ///
+    /// # Errors
+    ///
+    /// None at present: what is wrong with the folder shows when it is used.
+    pub fn open_folder(folder: impl AsRef<Path>, options: FileStoreOptions) -> Result<Self, LogError> {
+        let layout = Layout::new(folder.as_ref());
+        Ok(Self { shared: Arc::new(Shared::new(layout, options, None, 0)) })
+    }
+}
+
+impl LogStore for FileLogStore {
+    fn start(&self, spec: RunSpec) -> Result<Box<dyn RunWriter>, LogError> {
+        let own = self.shared.start(spec)?;
+        Ok(Box::new(FileWriter { shared: Arc::clone(&self.shared), own }))
+    }
+
+    fn append(&self, id: &JobRunId, stream: Stream, bytes: &[u8]) -> Result<(), LogError> {
+        let own = match self.shared.own(id) {
+            Err(LogError::NotFound { .. }) => match self.shared.start(RunSpec::new(id.clone())) {
+                // Somebody else started it in between.
+                Err(LogError::AlreadyExists { .. }) => self.shared.own(id)?,
+                started => started?,
+            },
+            own => own?,
+        };
+        self.shared.append(&own, stream, bytes)
+    }
+
+    fn finish(&self, id: &JobRunId, end: RunEnd) -> Result<JobMetadata, LogError> {
+        let own = self.shared.own(id)?;
+        self.shared.finish(&own, end)
+    }
+
+    fn read(&self, id: &JobRunId, options: ReadOptions) -> Result<ReadStream, LogError> {
+        match self.shared.open_read(id, &options) {
+            Err(LogError::NotFound { .. }) if options.follow => {
+                self.shared.wait_and_read(id.clone(), options)
+            }
+            opened => opened,
+        }
+    }
+
+    fn byte_offset(&self, id: &JobRunId, stream: Stream, start: Start) -> Result<ByteOffset, LogError> {
+        let run = self.shared.find(id)?;
+        let places = Places { run: &run, index: self.shared.index.as_deref() };
+        let (lines, end, over) = {
+            let state = run.state();
+            (state.lines(View::One(stream)), state.visible[stream.index()], state.run.state.is_over())
+        };
+        let line = match start {
+            Start::After(line) => line.0,
+            Start::LastLines { count, after } => lines.saturating_sub(count).max(after.0),
+            Start::Since(time) => places.lines_before(View::One(stream), time)?,
+        };
+        let place = places.line_floor(stream, line)?;
+        let Some(file) = ReadFile::open_if_there(&run.folder.log(stream))? else { return Ok(ByteOffset(0)) };
+        let gaps = Arc::clone(&run.state().gaps);
+        let gaps: Vec<_> = gaps.iter().filter(|at| at.gap.stream == stream).copied().collect();
+        let mut reader = LineReader::new(stream, file, place, READ_BYTES);
+        reader.skip_to(line);
+        let reach = Reach { lines: 0, end, ended: over, gaps: &gaps };
+        while let Taken::Gap(_) = reader.next(reach, Io::MayBlock)? {}
+        // Fewer lines than that: the read would begin at what comes next.
+        Ok(ByteOffset(if reader.line() > lines.max(line) { end } else { reader.offset() }))
+    }
+
+    fn read_bytes(
+        &self,
+        id: &JobRunId,
+        stream: Stream,
+        offset: ByteOffset,
+        length: usize,
+    ) -> Result<Bytes, LogError> {
+        let run = self.shared.find(id)?;
+        let end = run.state().visible[stream.index()];
+        let left = usize::try_from(end.saturating_sub(offset.0)).unwrap_or(usize::MAX);
+        let Some(mut file) = ReadFile::open_if_there(&run.folder.log(stream))? else {
+            return Ok(Bytes::new());
+        };
+        match file.read(offset.0, length.min(left), Io::MayBlock)? {
+            Fetched::Bytes(bytes) => Ok(bytes),
+            Fetched::WouldBlock => Ok(Bytes::new()),
+        }
+    }
+
+    fn run(&self, id: &JobRunId) -> Result<JobMetadata, LogError> {
+        Ok(self.shared.find(id)?.metadata())
+    }
+
+    fn runs(&self, query: &RunQuery) -> Result<RunPage, LogError> {
+        if self.shared.is_closed() {
+            return Err(LogError::Closed);
+        }
+        match &self.shared.index {
+            Some(index) => {
+                self.shared.wait_until_discovered();
+                list_indexed(&self.shared, index, query)
+            }
+            None => list_folders(&self.shared, query),
+        }
+    }
+
+    fn close(&self) -> Result<(), LogError> {
+        if self.shared.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        for tracked in self.shared.all_tracked() {
+            tracked.run().change(|_| ());
+        }
+        self.shared.announce();
+        shut_down(&self.shared).map_or(Ok(()), Err)
+    }
+}
+
+/// The handle that writes a run.
+struct FileWriter {
+    shared: Arc<Shared>,
+    own: Arc<OwnRun>,
+}
+
+impl RunWriter for FileWriter {
+    fn id(&self) -> &JobRunId {
+        &self.own.run.id
+    }
+
+    fn append(&mut self, stream: Stream, bytes: &[u8]) -> Result<(), LogError> {
+        self.shared.append(&self.own, stream, bytes)
+    }
+
+    fn flush(&mut self) -> Result<(), LogError> {
+        self.own.flush();
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>, end: RunEnd) -> Result<JobMetadata, LogError> {
+        self.shared.finish(&self.own, end)
+    }
+}
+
+impl Drop for FileWriter {
+    fn drop(&mut self) {
+        if self.own.run.is_over() {
+            return;
+        }
+        if let Err(error) = self.shared.finish(&self.own, RunEnd::now(Outcome::Lost)) {
+            tracing::error!(%error, run = %self.own.run.id, "a run was let go before its end");
+        }
+    }
+}

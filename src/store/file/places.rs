@@ -1,0 +1,144 @@
+//! Finding a place in a run: in what waits for the index, in the index, and without one in the journal.
+
+use std::sync::Arc;
+
+use crate::error::LogError;
+use crate::index::Index;
+use crate::index::progress::{GapAt, Progress};
+use crate::journal::Arrival;
+use crate::line::{Stream, UnixMicros, View};
+use crate::logfile::{Fetched, Io, ReadFile};
+use crate::store::file::live::{LiveRun, State};
+use crate::store::file::marks::{Arrivals, JournalReader, Walk};
+
+/// Looks up places in a run: in what waits for the index, in the index, and without one in the journal.
+#[derive(Clone, Copy)]
+pub(crate) struct Places<'a> {
+    pub(crate) run: &'a LiveRun,
+    pub(crate) index: Option<&'a Index>,
+}
+
+impl Places<'_> {
+    /// A place in a log file with at most `line` lines before it: (lines before, byte offset).
+    pub(crate) fn line_floor(&self, stream: Stream, line: u64) -> Result<(u64, u64), LogError> {
+        if line == 0 {
+            return Ok((0, 0));
+        }
+        if let Some(waiting) = self.run.state().waiting_line_floor(stream, line) {
+            return Ok(waiting);
+        }
+        let found = match (self.index, self.run.number) {
+            (Some(index), Some(number)) => self.trusted(index.line_floor(number, stream, line)),
+            _ => {
+                let start = Progress::start(self.run.state().run.started_at, 0);
+                let at = *self.walk_journal(start, |progress| progress.of(stream).lines <= line)?.of(stream);
+                Some((at.lines, at.line_start))
+            }
+        };
+        Ok(found.filter(|&(_, offset)| self.is_line_start(stream, offset)).unwrap_or((0, 0)))
+    }
+
+    /// The last place kept of the journal for which `is_before` holds, or its beginning.
+    pub(crate) fn progress_while(&self, is_before: impl Fn(&Progress) -> bool + Copy) -> Progress {
+        let start = {
+            let state = self.run.state();
+            if let Some(waiting) = state.waiting_place(is_before) {
+                return waiting;
+            }
+            Progress::start(state.run.started_at, 0)
+        };
+        let (Some(index), Some(number)) = (self.index, self.run.number) else { return start };
+        self.trusted(index.progress_while(number, is_before)).unwrap_or(start)
+    }
+
+    /// How many lines of a view arrived before `time`.
+    pub(crate) fn lines_before(&self, view: View, time: UnixMicros) -> Result<u64, LogError> {
+        let (over, has_journal) = {
+            let state = self.run.state();
+            (state.run.state.ended(), state.has_journal)
+        };
+        if !has_journal {
+            // Nothing is known of times but when the run ended.
+            let all = over.is_some_and(|ended| ended < time);
+            return Ok(if all { self.run.state().lines(view) } else { 0 });
+        }
+        let place = self.progress_while(|progress| progress.time < time);
+        let last = self.walk_journal(place, |progress| progress.time < time)?;
+        Ok(lines_of(&last, view))
+    }
+
+    /// An index that fails costs speed and nothing else.
+    fn trusted<T>(&self, answer: Result<Option<T>, LogError>) -> Option<T> {
+        answer.unwrap_or_else(|error| {
+            tracing::warn!(%error, run = %self.run.id, "reading without the index");
+            None
+        })
+    }
+
+    /// Whether a line can begin here: the index may be older than the file, or damaged.
+    fn is_line_start(&self, stream: Stream, offset: u64) -> bool {
+        if offset == 0 {
+            return true;
+        }
+        let before = ReadFile::open(&self.run.folder.log(stream))
+            .and_then(|mut file| file.read(offset - 1, 1, Io::MayBlock));
+        let sound = matches!(before, Ok(Fetched::Bytes(byte)) if byte == "\n");
+        if !sound {
+            tracing::error!(run = %self.run.id, %stream, offset, "the index points into a line; scanning instead");
+        }
+        sound
+    }
+
+    /// Goes on from `place` for as long as `is_before` holds behind the next arrival.
+    fn walk_journal(
+        &self,
+        place: Progress,
+        is_before: impl Fn(&Progress) -> bool,
+    ) -> Result<Progress, LogError> {
+        let Some(file) = ReadFile::open_if_there(&self.run.folder.journal())? else { return Ok(place) };
+        let moment = Moment::of(&self.run.state());
+        let mut arrivals = Arrivals::new(JournalReader::new(file), place);
+        let mut last = place;
+        while let Walk::Next(next) = arrivals.next(moment.progress.journal, &moment.tail, Io::MayBlock)? {
+            if !is_before(&next.after) {
+                break;
+            }
+            arrivals.take(&next);
+            last = next.after;
+        }
+        Ok(last)
+    }
+}
+
+/// What a source looks at in a run's state, all at one moment.
+pub(crate) struct Moment {
+    pub(crate) visible: [u64; 2],
+    pub(crate) progress: Progress,
+    pub(crate) tail: Vec<Arrival>,
+    pub(crate) gaps: Arc<Vec<GapAt>>,
+    pub(crate) over: bool,
+}
+
+impl Moment {
+    pub(crate) fn of(state: &State) -> Self {
+        Self {
+            visible: state.visible,
+            progress: state.progress,
+            tail: state.tail.clone(),
+            gaps: Arc::clone(&state.gaps),
+            over: state.run.state.is_over(),
+        }
+    }
+
+    pub(crate) fn gaps_of(&self, stream: Stream) -> Vec<GapAt> {
+        self.gaps.iter().filter(|at| at.gap.stream == stream).copied().collect()
+    }
+}
+
+/// How many lines of a view a progress counts.
+pub(crate) fn lines_of(progress: &Progress, view: View) -> u64 {
+    match view {
+        View::One(stream) => progress.of(stream).lines,
+        View::All => progress.lines(),
+    }
+}
