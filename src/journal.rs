@@ -326,8 +326,8 @@ impl JournalWriter {
 
     fn unwritable(&self, error: &serde_json::Error) -> LogError {
         LogError::Corrupt {
-            path: Default::default(),
-            what: format!("a journal record can't be written: {error}"),
+            path: self.file.path().to_owned(),
+            what: format!("a record can't be written: {error}"),
         }
     }
 }
