@@ -1,5 +1,8 @@
 //! The integration tests, one binary: link time is felt every day.
 #![allow(clippy::unwrap_used, reason = "a test that unwraps an error has failed")]
 
+mod buffered;
+mod composite;
 mod conformance;
 mod store;
+mod support;

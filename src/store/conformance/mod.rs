@@ -57,6 +57,7 @@ const CHECKS: &[(&str, Check)] = checks![
     an_unterminated_line_waits_for_the_end,
     a_long_line_is_cut_and_its_neighbours_are_not,
     appends_may_be_split_at_every_byte,
+    appends_of_several_threads_stay_whole,
     a_read_starts_behind_any_line,
     last_lines_and_since_start_where_they_say,
     times_never_go_back,

@@ -150,3 +150,36 @@ pub async fn batches_keep_to_their_size(store: Arc<dyn LogStore>) {
         assert!(bytes == text.as_bytes(), "batches of {batch_bytes} bytes give another text");
     }
 }
+
+/// Several threads may append to one run at once: every append stays whole, and those of a thread in order.
+pub async fn appends_of_several_threads_stay_whole(store: Arc<dyn LogStore>) {
+    const THREADS: usize = 4;
+    const APPENDS: usize = 150;
+    let (id, writer) = start(&*store);
+    let threads: Vec<_> = (0..THREADS)
+        .map(|thread| {
+            let (store, id) = (Arc::clone(&store), id.clone());
+            std::thread::spawn(move || {
+                for n in 0..APPENDS {
+                    let stream = if n % 5 == 0 { Stream::Stderr } else { Stream::Stdout };
+                    let text = format!("{thread} {n} begins\n{thread} {n} {}\n", "w".repeat(n));
+                    store.append(&id, stream, text.as_bytes()).expect("the run goes on");
+                }
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().expect("an appending thread");
+    }
+    finish(writer);
+    let got = read_from(&*store, &id, View::All, after(0)).await;
+    assert_eq!(got.lines.len(), 2 * THREADS * APPENDS);
+    let mut next = [0; THREADS];
+    for pair in got.lines.chunks(2) {
+        let text: Vec<String> = pair.iter().map(|line| String::from_utf8_lossy(&line.text).into()).collect();
+        let thread: usize = text[0][..1].parse().expect("the number of a thread");
+        let n = next[thread];
+        next[thread] += 1;
+        assert_eq!(text, [format!("{thread} {n} begins"), format!("{thread} {n} {}", "w".repeat(n))]);
+    }
+}

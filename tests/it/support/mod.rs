@@ -1,0 +1,15 @@
+//! What several tests need.
+
+pub(crate) mod faulty;
+
+use std::time::{Duration, Instant};
+
+/// Waits until something is so; panics when it has not become so after a time that no healthy machine needs.
+#[track_caller]
+pub(crate) fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(60), "waited in vain until {what}");
+        std::thread::yield_now();
+    }
+}
