@@ -1,12 +1,18 @@
 //! Job-run logs that cost no memory, survive crashes, stream live and resume exactly where they were cut.
 #![doc(test(attr(deny(warnings))))]
 
+#[cfg(feature = "client")]
+mod client;
+mod config;
 mod error;
 mod line;
 mod run;
 mod store;
 mod wire;
 
+#[cfg(feature = "client")]
+pub use client::{Client, ClientEnd, ClientError, ClientEvent, LogQuery};
+pub use config::{ConfigError, Environment, Origin, Setting};
 pub use error::LogError;
 pub use line::{ByteOffset, InvalidTime, LineNumber, Stream, UnixMicros, UnknownView, View};
 pub use run::{
