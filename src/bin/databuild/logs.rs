@@ -99,7 +99,10 @@ impl Request {
             (Some(code), ..) => code,
             (None, Some(signal), _) => 128 + signal,
             (None, None, _) => {
-                return Err(Failure::new(Code::General, format_args!("the exit code of run {id} is not known")));
+                return Err(Failure::new(
+                    Code::General,
+                    format_args!("the exit code of run {id} is not known"),
+                ));
             }
         };
         // The system keeps the lowest 8 bits, of the job's code as of ours.
@@ -140,7 +143,7 @@ impl Viewer {
                     events.next().await
                 }
             };
-            let Some(event) = event.transpose().inspect_err(|_| drop(self.printer.flush()))? else {
+            let Some(event) = event.transpose()? else {
                 return Err(Failure::new(Code::General, "the log ended without an end"));
             };
             match event {
@@ -185,7 +188,7 @@ impl Viewer {
     ) -> Result<(), Failure> {
         let mut pieces = self.source.raw(&self.id, stream, since, lines).await?;
         while let Some(piece) = pieces.next().await {
-            self.printer.bytes(&piece.inspect_err(|_| drop(self.printer.flush()))?)?;
+            self.printer.bytes(&piece?)?;
         }
         Ok(())
     }

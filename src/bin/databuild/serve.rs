@@ -42,11 +42,13 @@ impl Request {
     }
 
     async fn serve(self) -> Result<(), Failure> {
-        let cannot_catch = |error| Failure::new(Code::General, format_args!("listening for signals: {error}"));
+        let cannot_catch =
+            |error| Failure::new(Code::General, format_args!("listening for signals: {error}"));
         let stop = stop_signal().map_err(cannot_catch)?;
         let listener = bind(self.address)?;
         let dir = self.dir.clone();
-        let store = blocking(move || open_for_service(&dir)).await.map_err(|error| cannot_open(&self.dir, error))?;
+        let store =
+            blocking(move || open_for_service(&dir)).await.map_err(|error| cannot_open(&self.dir, error))?;
         let address = listener.local_addr().unwrap_or(self.address);
         note(format_args!("listening on http://{address}, logs in {}", self.dir.display()));
         serve(listener, store, self.options, stop)
@@ -63,7 +65,9 @@ fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
                 "another service may be running there already, which `databuild runs` would ask; \
                  --listen takes another address",
             ),
-            io::ErrorKind::PermissionDenied => failure.hint("--listen takes an address with a port above 1023"),
+            io::ErrorKind::PermissionDenied => {
+                failure.hint("--listen takes an address with a port above 1023")
+            }
             io::ErrorKind::AddrNotAvailable => failure.hint("--listen takes an address of this machine"),
             _ => failure,
         }

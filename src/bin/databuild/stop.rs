@@ -36,7 +36,9 @@ pub(crate) fn on_closed_output() {
         let mut fds = [PollFd::new(&stdout, PollFlags::empty())];
         loop {
             match poll(&mut fds, None) {
-                Ok(_) if fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP) => std::process::exit(0),
+                Ok(_) if fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP) => {
+                    std::process::exit(0)
+                }
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(_) => return,
             }

@@ -121,10 +121,8 @@ mod tests {
             JobMetadata { state, stdout, ..JobMetadata::started(spec, started) }
         };
         let ended = UnixMicros(started.0 + 1_234_000);
-        let runs = [
-            run("a", RunState::Running),
-            run("longer", RunState::Failed { ended, exit: Exit::Signal(9) }),
-        ];
+        let runs =
+            [run("a", RunState::Running), run("longer", RunState::Failed { ended, exit: Exit::Signal(9) })];
         let mut out = Vec::new();
         let now = UnixMicros(started.0 + 61_000_000);
         Table::new(&runs, now).write(&mut out, width, color).unwrap();
@@ -133,23 +131,19 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_what_is_in_them() {
-        assert_eq!(
-            table(None, false),
-            "\
-RUN     STATE     EXIT  STARTED                     TOOK  LINES    SIZE  COMMAND
+        let expected = "\
+RUN     STATE     EXIT  STARTED                    TOOK  LINES    SIZE  COMMAND
 a       running      -  2026-09-21 14:13:20Z  1 min 1 s     12  3.4 kB  make everything
 longer  failed   SIG 9  2026-09-21 14:13:20Z    1.234 s     12  3.4 kB  make everything
-"
-            .replace("EXIT  STARTED                     TOOK", " EXIT  STARTED                    TOOK")
-            .replace("STATE     ", "STATE   ")
-        );
+";
+        assert_eq!(table(None, false), expected);
     }
 
     #[test]
     fn the_command_is_shortened_to_the_terminal() {
         let text = table(Some(80), false);
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
-        assert!(text.contains("make e…") || text.contains("make ev…"), "{text}");
+        assert!(text.contains("make ev…"), "{text}");
         assert!(table(Some(3), false).lines().skip(1).all(|line| line.ends_with('…')));
     }
 
