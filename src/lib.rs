@@ -2,12 +2,16 @@
 #![doc(test(attr(deny(warnings))))]
 
 mod error;
+#[cfg(feature = "server")]
+mod http;
 mod line;
 mod run;
 mod store;
 mod wire;
 
 pub use error::LogError;
+#[cfg(feature = "server")]
+pub use http::{ServerOptions, listen, router, serve, stop_signal};
 pub use line::{ByteOffset, InvalidTime, LineNumber, Stream, UnixMicros, UnknownView, View};
 pub use run::{
     Completion, Exit, FORMAT_VERSION, Gap, GapReason, InvalidId, JobMetadata, JobRunId, MissingDeps,
