@@ -5,6 +5,8 @@
 mod client;
 mod config;
 mod error;
+#[cfg(feature = "server")]
+mod http;
 mod line;
 mod run;
 mod store;
@@ -14,6 +16,8 @@ mod wire;
 pub use client::{Client, ClientEnd, ClientError, ClientEvent, LogQuery};
 pub use config::{ConfigError, Environment, Origin, Setting};
 pub use error::LogError;
+#[cfg(feature = "server")]
+pub use http::{ServerOptions, listen, router, serve, stop_signal};
 pub use line::{ByteOffset, InvalidTime, LineNumber, Stream, UnixMicros, UnknownView, View};
 pub use run::{
     Completion, Exit, FORMAT_VERSION, Gap, GapReason, InvalidId, JobMetadata, JobRunId, MissingDeps,

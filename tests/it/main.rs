@@ -1,1 +1,3 @@
 //! The integration tests, one binary: link time is felt every day.
+mod http;
+mod support;
