@@ -259,7 +259,7 @@ impl Raw {
         if from > 0 && response.status() != StatusCode::PARTIAL_CONTENT {
             return Err(client.protocol("it does not give a part of a log"));
         }
-        client.expect_type(&response, "application/octet-stream")?;
+        client.expect_type(&response, "text/plain")?;
         Ok(response.bytes_stream().boxed())
     }
 }
