@@ -33,6 +33,10 @@ const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest answer that is read into memory: 64 MiB, far above a page of runs.
 const MAX_DOCUMENT_BYTES: usize = 64 * 1024 * 1024;
 
+/// How the errors begin that the connection gives when the other side does not speak HTTP. They have no types that
+/// could be asked for.
+const NO_HTTP: [&str; 3] = ["invalid HTTP", "message head is too large", "received unexpected message"];
+
 /// A client of one service. Cloning it is cheap; clones share their connections.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -304,7 +308,7 @@ impl Client {
         while let Some(error) = cause {
             // What speaks another protocol is reached, and no restart will make it ours.
             let text = error.to_string();
-            if text.starts_with("invalid HTTP") || text.starts_with("message head is too large") {
+            if NO_HTTP.iter().any(|beginning| text.starts_with(beginning)) {
                 return self.not_ours(format!("it does not speak HTTP ({text})"));
             }
             cause = error.source();

@@ -63,10 +63,10 @@ pub(crate) struct LogsArgs {
     #[arg(short, long)]
     pub(crate) follow: bool,
     /// Only the last N lines; with --follow, of those that are there already
-    #[arg(short = 'n', long, value_name = "N|all", default_value = "all")]
+    #[arg(short = 'n', long, value_name = "N|all", default_value = "all", allow_negative_numbers = true)]
     pub(crate) tail: Tail,
     /// Only what comes after line N
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) since_line: Option<u64>,
     #[command(flatten)]
     pub(crate) view: ViewArgs,

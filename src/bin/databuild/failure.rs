@@ -14,8 +14,8 @@ use crate::printing::note;
 pub(crate) struct Failure {
     code: Code,
     message: String,
-    /// Further lines, each with its own beginning.
-    more: Vec<String>,
+    details: Vec<String>,
+    hints: Vec<String>,
 }
 
 /// The exit codes, beside 0 and those of runs.
@@ -33,7 +33,7 @@ pub(crate) enum Code {
 
 impl Failure {
     pub(crate) fn new(code: Code, message: impl Display) -> Self {
-        Self { code, message: message.to_string(), more: Vec::new() }
+        Self { code, message: message.to_string(), details: Vec::new(), hints: Vec::new() }
     }
 
     /// An error with all its causes.
@@ -43,13 +43,13 @@ impl Failure {
 
     /// The same with a line that says what to do.
     pub(crate) fn hint(mut self, hint: impl Display) -> Self {
-        self.more.push(format!("hint: {hint}"));
+        self.hints.push(hint.to_string());
         self
     }
 
     /// The same with a line of details.
     pub(crate) fn line(mut self, line: impl Display) -> Self {
-        self.more.push(format!("  {line}"));
+        self.details.push(line.to_string());
         self
     }
 
@@ -61,9 +61,8 @@ impl Failure {
     pub(crate) fn report(self) -> ExitCode {
         if self.code != Code::Quiet {
             note(format_args!("databuild: {}", self.message));
-            for line in &self.more {
-                note(line);
-            }
+            self.details.iter().for_each(|line| note(format_args!("  {line}")));
+            self.hints.iter().for_each(|hint| note(format_args!("hint: {hint}")));
         }
         ExitCode::from(self.code as u8)
     }

@@ -15,6 +15,7 @@ fn what_does_not_parse_is_named() {
         (&["logs", "r", "-n", "x"], "expected a number of lines, or all"),
         (&["logs", "r", "-n", "-1"], "--tail"),
         (&["logs", "r", "--since-line", "x"], "--since-line"),
+        (&["logs", "r", "--since-line", "-3"], "--since-line"),
         (&["logs", "r", "-o", "yaml"], "[possible values: text, json, raw]"),
         (&["logs", "r", "--stdout", "--stderr"], "--stderr"),
         (&["logs", "r", "--all", "--stderr"], "--all"),
@@ -132,8 +133,11 @@ fn a_server_that_speaks_no_http_is_not_ours() {
             open.push(connection);
         }
     });
-    let done = Databuild::asking(url).run(&["logs", "r"]).code(5);
-    done.says("is not a databuild log service: it does not speak HTTP");
+    let answering = Scripted::new(|_, _| b"+OK what do you mean?\r\n".to_vec());
+    for url in [url, answering.url] {
+        let done = Databuild::asking(url).run(&["logs", "r"]).code(5);
+        done.says("is not a databuild log service: it does not speak HTTP");
+    }
 }
 
 #[test]
