@@ -97,6 +97,27 @@ impl LogError {
         move |source| Self::Io { doing, path, source }
     }
 
+    /// Whether the error is an answer about the run that was asked for, not a failure of the store.
+    pub(crate) const fn is_about_the_run(&self) -> bool {
+        matches!(
+            self,
+            Self::NotFound { .. } | Self::AlreadyExists { .. } | Self::Finished { .. } | Self::Evicted(_)
+        )
+    }
+
+    /// This error, and another that came after it and is to be told too.
+    pub(crate) fn and(self, later: Self) -> Self {
+        Self::Inner { what: format!("{later}; before that"), source: Box::new(self) }
+    }
+
+    /// What is to be told of two errors that may have come one after the other.
+    pub(crate) fn both(first: Option<Self>, later: Option<Self>) -> Option<Self> {
+        match (first, later) {
+            (Some(first), Some(later)) => Some(first.and(later)),
+            (first, later) => first.or(later),
+        }
+    }
+
     /// Whether the cause is a disk, quota or file-size limit that is used up.
     #[must_use]
     pub fn is_disk_full(&self) -> bool {

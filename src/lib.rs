@@ -7,7 +7,11 @@ mod config;
 mod error;
 #[cfg(feature = "server")]
 mod http;
+mod index;
+mod journal;
+mod layout;
 mod line;
+mod logfile;
 mod run;
 mod store;
 mod wire;
@@ -24,8 +28,9 @@ pub use run::{
     PartitionRef, RunSpec, RunState, StateKind, StreamTotals, Tombstone, UnknownState,
 };
 pub use store::{
-    Batch, CutLine, Line, LineTime, Lines, LogStore, MemoryLogStore, Outcome, ReadEnd, ReadEvent,
-    ReadOptions, ReadStream, RunCursor, RunEnd, RunPage, RunQuery, RunWriter, Start, StreamOptions,
-    conformance,
+    Batch, BufferOptions, BufferedLogStore, CompositeLogStore, CompositeOptions, CutLine, FileLogStore,
+    FileStoreOptions, Line, LineTime, Lines, LogStore, Member, MemberHealth, MemberMode, MemoryLogStore,
+    Outcome, ReadEnd, ReadEvent, ReadOptions, ReadStream, RunCursor, RunEnd, RunPage, RunQuery, RunWriter,
+    Start, StreamOptions, conformance,
 };
 pub use wire::{Cursor, Eof, GapNotice, InvalidCursor, LogLine, Problem, RunList};

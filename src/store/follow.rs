@@ -5,6 +5,7 @@ use futures_util::stream;
 use tokio::sync::watch;
 
 use crate::error::LogError;
+use crate::logfile::Io;
 use crate::store::{ReadEvent, ReadStream};
 
 /// What a reader pulls its events from.
@@ -14,15 +15,6 @@ pub(crate) trait Source: Send + 'static {
     /// The next step of the read. With [`Io::CachedOnly`] it answers [`Step::WouldBlock`] rather than wait for a
     /// disk, and leaves the position as it was.
     fn next(&mut self, io: Io) -> Result<Step, LogError>;
-}
-
-/// Whether a source may wait for a disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Io {
-    /// Only what is in memory or in the page cache.
-    CachedOnly,
-    /// Whatever it takes.
-    MayBlock,
 }
 
 /// What a source has to give.

@@ -8,8 +8,9 @@ use tokio::sync::watch;
 
 use crate::error::LogError;
 use crate::line::{ByteOffset, LineNumber, Stream, UnixMicros, View};
+use crate::logfile::Io;
 use crate::run::{JobMetadata, JobRunId, RunSpec};
-use crate::store::follow::{Io, Source, Step, drive};
+use crate::store::follow::{Source, Step, drive};
 use crate::store::{
     Batch, CutLine, LineTime, LogStore, ReadEnd, ReadEvent, ReadOptions, ReadStream, RunCursor, RunEnd,
     RunPage, RunQuery, RunWriter, Start,

@@ -3,10 +3,21 @@
 //! [`LogStore`] is the whole contract. [`FileLogStore`] keeps runs on disk, [`MemoryLogStore`] in memory for the
 //! tests of those who embed us; [`BufferedLogStore`] and [`CompositeLogStore`] wrap other stores.
 
+mod adopt;
+mod buffered;
+mod composite;
 pub mod conformance;
+mod file;
 mod follow;
+mod lines;
+mod list;
+mod live;
+mod marks;
 mod memory;
 mod read;
+mod source;
+mod watch;
+mod writer;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -16,6 +27,9 @@ use crate::error::LogError;
 use crate::line::{ByteOffset, LineNumber, Stream, UnixMicros, View};
 use crate::run::{Exit, JobMetadata, JobRunId, MissingDeps, RunSpec, RunState, StateKind};
 
+pub use buffered::{BufferOptions, BufferedLogStore};
+pub use composite::{CompositeLogStore, CompositeOptions, Member, MemberHealth, MemberMode};
+pub use file::{FileLogStore, FileStoreOptions};
 pub use memory::MemoryLogStore;
 pub use read::{Batch, CutLine, Line, LineTime, Lines, ReadEnd, ReadEvent, ReadOptions, ReadStream, Start};
 

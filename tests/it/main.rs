@@ -1,4 +1,7 @@
 //! The integration tests, one binary: link time is felt every day.
+#![allow(clippy::unwrap_used, reason = "a test that unwraps an error has failed")]
+
 mod cli;
+mod conformance;
 mod http;
 mod support;

@@ -1,0 +1,436 @@
+//! The bytes of the index's record values: a version, the fields in bincode, a CRC32. Nothing else knows bincode.
+
+use bincode::{Decode, Encode};
+
+use crate::index::progress::{GapAt, Progress, StreamProgress};
+use crate::line::{LineNumber, Stream, UnixMicros};
+use crate::run::{Exit, Gap, GapReason, JobMetadata, RunSpec, RunState, StreamTotals, Tombstone};
+
+const VERSION: u8 = 1;
+const CHECKSUM: usize = 4;
+/// The most bytes that decoding may ask for: without it a damaged length aborts the process.
+const LIMIT: usize = 16 * 1024 * 1024;
+
+/// Everything the index keeps of a run.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct RunRecord {
+    pub(crate) run: JobMetadata,
+    pub(crate) gaps: Vec<GapAt>,
+    /// Whether the run has a journal; a folder by another tool has none.
+    pub(crate) has_journal: bool,
+    /// Bytes that the run's folder takes up on disk.
+    pub(crate) disk_bytes: u64,
+}
+
+/// A value that can't be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a value in the index is damaged")]
+pub(crate) struct Damaged;
+
+pub(crate) fn encode_run(record: &RunRecord) -> Vec<u8> {
+    seal(&StoredRun::from(record))
+}
+
+pub(crate) fn decode_run(bytes: &[u8]) -> Result<RunRecord, Damaged> {
+    unseal::<StoredRun>(bytes)?.try_into()
+}
+
+pub(crate) fn encode_progress(progress: &Progress) -> Vec<u8> {
+    let streams = progress.streams.map(|at| StoredStream {
+        bytes: at.bytes,
+        lines: at.lines,
+        unterminated: at.unterminated(),
+        dropped_bytes: at.dropped_bytes,
+        dropped_lines: at.dropped_lines,
+    });
+    seal(&StoredProgress { time: progress.time.0, journal: progress.journal, streams })
+}
+
+pub(crate) fn decode_progress(bytes: &[u8]) -> Result<Progress, Damaged> {
+    let stored = unseal::<StoredProgress>(bytes)?;
+    let stream = |at: &StoredStream| {
+        Ok(StreamProgress {
+            bytes: at.bytes,
+            lines: at.lines,
+            line_start: at.bytes.checked_sub(at.unterminated).ok_or(Damaged)?,
+            dropped_bytes: at.dropped_bytes,
+            dropped_lines: at.dropped_lines,
+        })
+    };
+    let [stdout, stderr] = &stored.streams;
+    Ok(Progress {
+        time: UnixMicros(stored.time),
+        journal: stored.journal,
+        streams: [stream(stdout)?, stream(stderr)?],
+    })
+}
+
+pub(crate) fn encode_tombstone(stone: &Tombstone) -> Vec<u8> {
+    seal(&StoredTombstone {
+        evicted_at: stone.evicted_at.0,
+        reason: stone.reason.clone(),
+        lines: stone.lines,
+        bytes: stone.bytes,
+    })
+}
+
+pub(crate) fn decode_tombstone(id: crate::run::JobRunId, bytes: &[u8]) -> Result<Tombstone, Damaged> {
+    let stored = unseal::<StoredTombstone>(bytes)?;
+    Ok(Tombstone {
+        id,
+        evicted_at: UnixMicros(stored.evicted_at),
+        reason: stored.reason,
+        lines: stored.lines,
+        bytes: stored.bytes,
+    })
+}
+
+fn config() -> impl bincode::config::Config {
+    bincode::config::standard().with_limit::<LIMIT>()
+}
+
+fn seal(value: &impl Encode) -> Vec<u8> {
+    let mut bytes = vec![VERSION];
+    bincode::encode_into_std_write(value, &mut bytes, config()).expect("writing to memory does not fail");
+    bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
+    bytes
+}
+
+fn unseal<T: Decode<()>>(bytes: &[u8]) -> Result<T, Damaged> {
+    let (content, sum) = bytes.split_at_checked(bytes.len().wrapping_sub(CHECKSUM)).ok_or(Damaged)?;
+    if sum != crc32fast::hash(content).to_le_bytes() {
+        return Err(Damaged);
+    }
+    let Some((&VERSION, fields)) = content.split_first() else { return Err(Damaged) };
+    match bincode::decode_from_slice(fields, config()) {
+        Ok((value, length)) if length == fields.len() => Ok(value),
+        _ => Err(Damaged),
+    }
+}
+
+#[derive(Encode, Decode)]
+struct StoredRun {
+    id: String,
+    command: Vec<String>,
+    building_partitions: Vec<String>,
+    labels: Vec<(String, String)>,
+    host: String,
+    created_at: u64,
+    started_at: u64,
+    state: StoredState,
+    totals: [StoredTotals; 2],
+    note: Option<String>,
+    /// Missing dependencies and fields unknown to this version, as JSON; empty when there are none.
+    documents: String,
+    gaps: Vec<StoredGap>,
+    has_journal: bool,
+    disk_bytes: u64,
+}
+
+#[derive(Encode, Decode)]
+enum StoredState {
+    Running,
+    Succeeded { ended: u64 },
+    Failed { ended: u64, exit: StoredExit },
+    Cancelled { ended: u64, exit: StoredExit },
+    Lost { ended: u64 },
+}
+
+#[derive(Encode, Decode)]
+enum StoredExit {
+    Code(i32),
+    Signal(i32),
+}
+
+#[derive(Encode, Decode)]
+struct StoredTotals {
+    bytes: u64,
+    lines: u64,
+    dropped_bytes: u64,
+    dropped_lines: u64,
+}
+
+#[derive(Encode, Decode)]
+struct StoredGap {
+    stderr: bool,
+    after: u64,
+    lines: u64,
+    bytes: u64,
+    reason: StoredReason,
+    offset: u64,
+}
+
+#[derive(Encode, Decode)]
+enum StoredReason {
+    DiskFull,
+    RunSizeCap,
+    Corrupt,
+}
+
+#[derive(Encode, Decode)]
+struct StoredProgress {
+    time: u64,
+    journal: u64,
+    streams: [StoredStream; 2],
+}
+
+#[derive(Encode, Decode)]
+struct StoredStream {
+    bytes: u64,
+    lines: u64,
+    unterminated: u64,
+    dropped_bytes: u64,
+    dropped_lines: u64,
+}
+
+#[derive(Encode, Decode)]
+struct StoredTombstone {
+    evicted_at: u64,
+    reason: String,
+    lines: u64,
+    bytes: u64,
+}
+
+/// The rarely used parts of a run's document.
+#[derive(Default, serde::Serialize, serde::Deserialize)]
+struct Documents {
+    missing_deps: Vec<crate::run::MissingDeps>,
+    other: serde_json::Map<String, serde_json::Value>,
+}
+
+impl From<&RunRecord> for StoredRun {
+    fn from(record: &RunRecord) -> Self {
+        let run = &record.run;
+        let documents = if run.missing_deps.is_empty() && run.other.is_empty() {
+            String::new()
+        } else {
+            let documents = Documents { missing_deps: run.missing_deps.clone(), other: run.other.clone() };
+            serde_json::to_string(&documents).expect("strings and numbers are always JSON")
+        };
+        Self {
+            id: run.id().to_string(),
+            command: run.spec.command.clone(),
+            building_partitions: run.spec.building_partitions.clone(),
+            labels: run.spec.labels.clone().into_iter().collect(),
+            host: run.spec.host.clone(),
+            created_at: run.spec.created_at.0,
+            started_at: run.started_at.0,
+            state: run.state.into(),
+            totals: [run.stdout.into(), run.stderr.into()],
+            note: run.note.clone(),
+            documents,
+            gaps: record.gaps.iter().map(StoredGap::from).collect(),
+            has_journal: record.has_journal,
+            disk_bytes: record.disk_bytes,
+        }
+    }
+}
+
+impl TryFrom<StoredRun> for RunRecord {
+    type Error = Damaged;
+
+    fn try_from(stored: StoredRun) -> Result<Self, Damaged> {
+        let documents: Documents = if stored.documents.is_empty() {
+            Documents::default()
+        } else {
+            serde_json::from_str(&stored.documents).map_err(|_| Damaged)?
+        };
+        let [stdout, stderr] = stored.totals;
+        let run = JobMetadata {
+            spec: RunSpec {
+                id: stored.id.parse().map_err(|_| Damaged)?,
+                command: stored.command,
+                building_partitions: stored.building_partitions,
+                labels: stored.labels.into_iter().collect(),
+                host: stored.host,
+                created_at: UnixMicros(stored.created_at),
+            },
+            started_at: UnixMicros(stored.started_at),
+            state: stored.state.into(),
+            stdout: stdout.into(),
+            stderr: stderr.into(),
+            missing_deps: documents.missing_deps,
+            note: stored.note,
+            other: documents.other,
+        };
+        let gaps = stored.gaps.into_iter().map(GapAt::from).collect();
+        Ok(Self { run, gaps, has_journal: stored.has_journal, disk_bytes: stored.disk_bytes })
+    }
+}
+
+impl From<RunState> for StoredState {
+    fn from(state: RunState) -> Self {
+        match state {
+            RunState::Running => Self::Running,
+            RunState::Succeeded { ended } => Self::Succeeded { ended: ended.0 },
+            RunState::Failed { ended, exit } => Self::Failed { ended: ended.0, exit: exit.into() },
+            RunState::Cancelled { ended, exit } => Self::Cancelled { ended: ended.0, exit: exit.into() },
+            RunState::Lost { ended } => Self::Lost { ended: ended.0 },
+        }
+    }
+}
+
+impl From<StoredState> for RunState {
+    fn from(state: StoredState) -> Self {
+        match state {
+            StoredState::Running => Self::Running,
+            StoredState::Succeeded { ended } => Self::Succeeded { ended: UnixMicros(ended) },
+            StoredState::Failed { ended, exit } => {
+                Self::Failed { ended: UnixMicros(ended), exit: exit.into() }
+            }
+            StoredState::Cancelled { ended, exit } => {
+                Self::Cancelled { ended: UnixMicros(ended), exit: exit.into() }
+            }
+            StoredState::Lost { ended } => Self::Lost { ended: UnixMicros(ended) },
+        }
+    }
+}
+
+impl From<Exit> for StoredExit {
+    fn from(exit: Exit) -> Self {
+        match exit {
+            Exit::Code(code) => Self::Code(code),
+            Exit::Signal(signal) => Self::Signal(signal),
+        }
+    }
+}
+
+impl From<StoredExit> for Exit {
+    fn from(exit: StoredExit) -> Self {
+        match exit {
+            StoredExit::Code(code) => Self::Code(code),
+            StoredExit::Signal(signal) => Self::Signal(signal),
+        }
+    }
+}
+
+impl From<StreamTotals> for StoredTotals {
+    fn from(totals: StreamTotals) -> Self {
+        let StreamTotals { bytes, lines, dropped_bytes, dropped_lines } = totals;
+        Self { bytes, lines, dropped_bytes, dropped_lines }
+    }
+}
+
+impl From<StoredTotals> for StreamTotals {
+    fn from(totals: StoredTotals) -> Self {
+        let StoredTotals { bytes, lines, dropped_bytes, dropped_lines } = totals;
+        Self { bytes, lines, dropped_bytes, dropped_lines }
+    }
+}
+
+impl From<&GapAt> for StoredGap {
+    fn from(at: &GapAt) -> Self {
+        Self {
+            stderr: at.gap.stream == Stream::Stderr,
+            after: at.gap.after.0,
+            lines: at.gap.lines,
+            bytes: at.gap.bytes,
+            reason: match at.gap.reason {
+                GapReason::DiskFull => StoredReason::DiskFull,
+                GapReason::RunSizeCap => StoredReason::RunSizeCap,
+                GapReason::Corrupt => StoredReason::Corrupt,
+            },
+            offset: at.offset,
+        }
+    }
+}
+
+impl From<StoredGap> for GapAt {
+    fn from(stored: StoredGap) -> Self {
+        let gap = Gap {
+            stream: if stored.stderr { Stream::Stderr } else { Stream::Stdout },
+            after: LineNumber(stored.after),
+            lines: stored.lines,
+            bytes: stored.bytes,
+            reason: match stored.reason {
+                StoredReason::DiskFull => GapReason::DiskFull,
+                StoredReason::RunSizeCap => GapReason::RunSizeCap,
+                StoredReason::Corrupt => GapReason::Corrupt,
+            },
+        };
+        Self { gap, offset: stored.offset }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run::{MissingDeps, PartitionRef};
+
+    fn record() -> RunRecord {
+        let mut spec = RunSpec::new("run-1".parse().unwrap()).command(["make", "-j2"]);
+        spec.building_partitions.push("data/alpha".into());
+        spec.labels.insert("branch".into(), "main".into());
+        spec.host = "builder".into();
+        spec.created_at = UnixMicros(7);
+        let mut run = JobMetadata::started(spec, UnixMicros(1_000));
+        run.state = RunState::Failed { ended: UnixMicros(9_000), exit: Exit::Signal(9) };
+        run.stdout = StreamTotals { bytes: 10, lines: 2, dropped_bytes: 5, dropped_lines: 1 };
+        run.missing_deps =
+            vec![MissingDeps { impacted: vec![], missing: vec![PartitionRef { name: "b".into() }] }];
+        run.other.insert("cost".into(), 3.into());
+        let gap = Gap {
+            stream: Stream::Stderr,
+            after: LineNumber(1),
+            lines: 1,
+            bytes: 5,
+            reason: GapReason::DiskFull,
+        };
+        RunRecord { run, gaps: vec![GapAt { gap, offset: 4 }], has_journal: true, disk_bytes: 8192 }
+    }
+
+    #[test]
+    fn a_record_survives_its_bytes() {
+        assert_eq!(decode_run(&encode_run(&record())), Ok(record()));
+    }
+
+    #[test]
+    fn golden_bytes_of_a_record() {
+        let mut record = record();
+        record.run.missing_deps.clear();
+        record.run.other.clear();
+        let hex: String = encode_run(&record).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, GOLDEN_RUN);
+    }
+
+    /// The format is what is on disks already: these bytes never change.
+    const GOLDEN_RUN: &str = "010572756e2d3102046d616b65032d6a32010a646174612f616c7068610106\
+        6272616e6368046d61696e076275696c64657207fbe80302fb282301120a0205010000000000000101010105000401fb0020\
+        7d412d4b";
+
+    #[test]
+    fn every_flipped_bit_and_every_cut_is_noticed() {
+        let bytes = encode_run(&record());
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(decode_run(&flipped), Err(Damaged));
+        }
+        for length in 0..bytes.len() {
+            assert_eq!(decode_run(&bytes[..length]), Err(Damaged));
+        }
+    }
+
+    #[test]
+    fn a_length_that_asks_for_all_memory_is_refused() {
+        let mut bytes = vec![VERSION, 253, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f];
+        bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
+        assert_eq!(decode_run(&bytes), Err(Damaged));
+    }
+
+    #[test]
+    fn progress_and_tombstones_survive_their_bytes() {
+        let mut progress = Progress::start(UnixMicros(5), 100);
+        progress.streams[1] =
+            StreamProgress { bytes: 50, lines: 3, line_start: 44, dropped_bytes: 1, dropped_lines: 1 };
+        assert_eq!(decode_progress(&encode_progress(&progress)), Ok(progress));
+        let stone = Tombstone {
+            id: "x".parse().unwrap(),
+            evicted_at: UnixMicros(1),
+            reason: "older than 7 days".into(),
+            lines: 2,
+            bytes: 3,
+        };
+        assert_eq!(decode_tombstone(stone.id.clone(), &encode_tombstone(&stone)), Ok(stone));
+    }
+}

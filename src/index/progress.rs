@@ -1,0 +1,168 @@
+//! How far a run has come after each record of its journal, and which of these places are kept as checkpoints.
+//!
+//! A writer and whoever replays its journal go through the same two types, so an index rebuilt from journals is
+//! the index that was.
+
+use crate::journal::{Arrival, What};
+use crate::line::{Stream, UnixMicros};
+use crate::run::{Gap, StreamTotals};
+
+/// How far one stream has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct StreamProgress {
+    /// Bytes in the log file.
+    pub(crate) bytes: u64,
+    /// Lines that have ended, those that could not be kept included.
+    pub(crate) lines: u64,
+    /// Where in the file the line behind them begins.
+    pub(crate) line_start: u64,
+    /// Bytes that could not be kept.
+    pub(crate) dropped_bytes: u64,
+    /// Lines that could not be kept.
+    pub(crate) dropped_lines: u64,
+}
+
+impl StreamProgress {
+    /// Bytes behind the last `\n`.
+    pub(crate) const fn unterminated(&self) -> u64 {
+        self.bytes - self.line_start
+    }
+
+    /// What the stream holds; an unterminated last line counts.
+    pub(crate) const fn totals(&self) -> StreamTotals {
+        StreamTotals {
+            bytes: self.bytes,
+            lines: self.lines + (self.unterminated() > 0) as u64,
+            dropped_bytes: self.dropped_bytes,
+            dropped_lines: self.dropped_lines,
+        }
+    }
+}
+
+/// How far a run has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// When the last record was written.
+    pub(crate) time: UnixMicros,
+    /// Where the journal goes on behind it.
+    pub(crate) journal: u64,
+    /// Both streams, by [`Stream::index`].
+    pub(crate) streams: [StreamProgress; 2],
+}
+
+impl Progress {
+    /// A run that has printed nothing.
+    pub(crate) fn start(time: UnixMicros, journal: u64) -> Self {
+        Self { time, journal, ..Self::default() }
+    }
+
+    pub(crate) const fn of(&self, stream: Stream) -> &StreamProgress {
+        &self.streams[stream.index()]
+    }
+
+    /// Lines of both streams that have ended: the position in [`View::All`](crate::View::All).
+    pub(crate) const fn lines(&self) -> u64 {
+        self.streams[0].lines + self.streams[1].lines
+    }
+
+    /// Takes in what happened next. `journal` is left to whoever knows the record's length.
+    ///
+    /// An arrival that contradicts what came before (an unterminated part longer than the stream) changes nothing
+    /// and gives `false`.
+    pub(crate) fn advance(&mut self, arrival: &Arrival) -> bool {
+        let stream = &mut self.streams[arrival.stream.index()];
+        match arrival.what {
+            What::Mark { unterminated } => {
+                let bytes = stream.bytes.saturating_add(arrival.bytes);
+                let Some(line_start) = bytes.checked_sub(unterminated).filter(|&at| at >= stream.line_start)
+                else {
+                    return false;
+                };
+                stream.bytes = bytes;
+                stream.line_start = line_start;
+            }
+            What::Gap(_) => {
+                stream.bytes = stream.line_start;
+                stream.dropped_bytes = stream.dropped_bytes.saturating_add(arrival.bytes);
+                stream.dropped_lines = stream.dropped_lines.saturating_add(arrival.lines);
+            }
+        }
+        stream.lines = stream.lines.saturating_add(arrival.lines);
+        self.time = UnixMicros(self.time.0.saturating_add(arrival.after_micros));
+        true
+    }
+}
+
+/// A hole, and where in the log file it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct GapAt {
+    pub(crate) gap: Gap,
+    pub(crate) offset: u64,
+}
+
+/// A line whose place in its log file is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LineCheckpoint {
+    pub(crate) stream: Stream,
+    /// Lines before the place.
+    pub(crate) line: u64,
+    /// Where the line behind them begins.
+    pub(crate) offset: u64,
+    /// When it was written.
+    pub(crate) time: UnixMicros,
+}
+
+/// Decides which places are kept: in each stream the first line that starts 64 KiB or more behind the last one
+/// kept, and of the run as a whole every 1,024th record.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Checkpointer {
+    next_offset: [u64; 2],
+    records: u32,
+}
+
+/// What a [`Checkpointer`] found worth keeping.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Checkpoints {
+    pub(crate) line: Option<LineCheckpoint>,
+    pub(crate) progress: Option<Progress>,
+}
+
+impl Checkpoints {
+    pub(crate) const fn is_some(&self) -> bool {
+        self.line.is_some() || self.progress.is_some()
+    }
+}
+
+impl Checkpointer {
+    /// The most bytes between a line and the checkpoint before it, but for one line.
+    pub(crate) const EVERY_BYTES: u64 = 64 * 1024;
+    const EVERY_RECORDS: u32 = 1024;
+
+    pub(crate) const fn new() -> Self {
+        Self { next_offset: [Self::EVERY_BYTES; 2], records: 0 }
+    }
+
+    /// The first place in a log file at which a line that starts there would be kept. A writer ends a mark just
+    /// before the first such line, so that the place is known from the journal alone.
+    pub(crate) const fn next_offset(&self, stream: Stream) -> u64 {
+        self.next_offset[stream.index()]
+    }
+
+    /// Looks at the progress after a record of `stream`.
+    pub(crate) fn after(&mut self, stream: Stream, progress: &Progress) -> Checkpoints {
+        let mut found = Checkpoints::default();
+        let at = progress.of(stream);
+        let next = &mut self.next_offset[stream.index()];
+        if at.line_start >= *next {
+            *next = at.line_start + Self::EVERY_BYTES;
+            found.line =
+                Some(LineCheckpoint { stream, line: at.lines, offset: at.line_start, time: progress.time });
+        }
+        self.records += 1;
+        if self.records == Self::EVERY_RECORDS {
+            self.records = 0;
+            found.progress = Some(*progress);
+        }
+        found
+    }
+}

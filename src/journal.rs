@@ -1,0 +1,439 @@
+//! The run journal: what happened to a run and when, in one append-only file. `migrations-docs/0001-format-v1.md`
+//! has the byte tables.
+
+use crate::error::LogError;
+use crate::line::Stream;
+use crate::logfile::AppendFile;
+use crate::run::{FORMAT_VERSION, GapReason, JobMetadata};
+
+/// The first bytes of every journal; the two last ones are the format version, little-endian.
+const HEADER: [u8; 8] = {
+    let version = (FORMAT_VERSION as u16).to_le_bytes();
+    [b'D', b'B', b'J', b'R', b'N', b'L', version[0], version[1]]
+};
+
+/// The most bytes that a record's body may have; commands can be up to 2 MiB long.
+const MAX_BODY: u64 = 16 * 1024 * 1024;
+const CHECKSUM: usize = 4;
+
+const START: u8 = 1;
+const MARK: u8 = 2;
+const GAP: u8 = 3;
+const END: u8 = 4;
+const KIND: u8 = 0x0f;
+/// Set in the kind byte of a mark or gap of standard error.
+const STDERR: u8 = 0x10;
+/// Set in the kind byte of a mark that ends within a line.
+const UNTERMINATED: u8 = 0x20;
+
+/// Something that happened to a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Arrival {
+    /// Microseconds since the record before; at least 1, so that times rise strictly.
+    pub(crate) after_micros: u64,
+    pub(crate) stream: Stream,
+    pub(crate) lines: u64,
+    pub(crate) bytes: u64,
+    pub(crate) what: What,
+}
+
+/// What an [`Arrival`]'s lines and bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum What {
+    /// A batch that was appended to the log: so many bytes, in which so many lines ended. Behind the last `\n` of
+    /// the stream there were `unterminated` bytes at the end of the batch.
+    Mark { unterminated: u64 },
+    /// Whole lines that could not be kept. The log holds nothing of them; bytes of an unterminated line that it
+    /// held before were cut off and count as lost.
+    Gap(GapReason),
+}
+
+/// One entry of a journal.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Record {
+    /// The run as it started; always first.
+    Start(Box<JobMetadata>),
+    /// Output, or the loss of it.
+    Arrival(Arrival),
+    /// The run as it ended; always last.
+    End(Box<JobMetadata>),
+}
+
+impl Record {
+    /// Appends the record's bytes as they stand at `offset` in the file.
+    fn encode(&self, offset: u64, out: &mut Vec<u8>) -> Result<(), serde_json::Error> {
+        match self {
+            Self::Start(run) => frame_document(START, run, offset, out),
+            Self::End(run) => frame_document(END, run, offset, out),
+            Self::Arrival(arrival) => {
+                arrival.encode(offset, out);
+                Ok(())
+            }
+        }
+    }
+
+    fn decode(body: &[u8]) -> Option<Self> {
+        let (&kind, rest) = body.split_first()?;
+        match kind & KIND {
+            START => Some(Self::Start(serde_json::from_slice(rest).ok()?)),
+            END => Some(Self::End(serde_json::from_slice(rest).ok()?)),
+            MARK | GAP => Arrival::decode(kind, rest).map(Self::Arrival),
+            _ => None,
+        }
+    }
+}
+
+impl Arrival {
+    /// The longest body: a kind and four numbers of ten bytes.
+    const MAX_BODY: usize = 41;
+
+    fn encode(&self, offset: u64, out: &mut Vec<u8>) {
+        let mut body = ArrayWriter { bytes: [0; Self::MAX_BODY], length: 0 };
+        let stream = match self.stream {
+            Stream::Stdout => 0,
+            Stream::Stderr => STDERR,
+        };
+        let (kind, last) = match self.what {
+            What::Mark { unterminated: 0 } => (MARK, None),
+            What::Mark { unterminated } => (MARK | UNTERMINATED, Some(unterminated)),
+            What::Gap(reason) => (GAP, Some(reason_code(reason))),
+        };
+        body.push(kind | stream);
+        for number in [self.after_micros, self.lines, self.bytes].into_iter().chain(last) {
+            push_varint(&mut |byte| body.push(byte), number);
+        }
+        frame(&body.bytes[..body.length], offset, out);
+    }
+
+    fn decode(kind: u8, mut rest: &[u8]) -> Option<Self> {
+        let mut number = || take_varint(&mut rest);
+        let (after_micros, lines, bytes) = (number()?, number()?, number()?);
+        let what = match kind & KIND {
+            GAP => What::Gap(reason_from(number()?)?),
+            _ if kind & UNTERMINATED != 0 => What::Mark { unterminated: number()? },
+            _ => What::Mark { unterminated: 0 },
+        };
+        let stream = if kind & STDERR == 0 { Stream::Stdout } else { Stream::Stderr };
+        rest.is_empty().then_some(Self { after_micros, stream, lines, bytes, what })
+    }
+}
+
+struct ArrayWriter<const N: usize> {
+    bytes: [u8; N],
+    length: usize,
+}
+
+impl<const N: usize> ArrayWriter<N> {
+    fn push(&mut self, byte: u8) {
+        self.bytes[self.length] = byte;
+        self.length += 1;
+    }
+}
+
+fn frame_document(
+    kind: u8,
+    run: &JobMetadata,
+    offset: u64,
+    out: &mut Vec<u8>,
+) -> Result<(), serde_json::Error> {
+    let mut body = vec![kind];
+    serde_json::to_writer(&mut body, run)?;
+    frame(&body, offset, out);
+    Ok(())
+}
+
+const fn reason_code(reason: GapReason) -> u64 {
+    match reason {
+        GapReason::DiskFull => 1,
+        GapReason::RunSizeCap => 2,
+        GapReason::Corrupt => 3,
+    }
+}
+
+const fn reason_from(code: u64) -> Option<GapReason> {
+    match code {
+        1 => Some(GapReason::DiskFull),
+        2 => Some(GapReason::RunSizeCap),
+        3 => Some(GapReason::Corrupt),
+        _ => None,
+    }
+}
+
+/// Length, checksum, body. The checksum covers the record's place too, so a sound record elsewhere is not taken
+/// for one here.
+fn frame(body: &[u8], offset: u64, out: &mut Vec<u8>) {
+    push_varint(&mut |byte| out.push(byte), body.len() as u64);
+    out.extend_from_slice(&checksum(body, offset).to_le_bytes());
+    out.extend_from_slice(body);
+}
+
+fn checksum(body: &[u8], offset: u64) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&offset.to_le_bytes());
+    crc.update(body);
+    crc.finalize()
+}
+
+/// Unsigned LEB128.
+fn push_varint(push: &mut impl FnMut(u8), mut number: u64) {
+    while number >= 0x80 {
+        push((number as u8) | 0x80);
+        number >>= 7;
+    }
+    push(number as u8);
+}
+
+fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
+    let mut number = 0u64;
+    for shift in (0..64).step_by(7) {
+        let byte = *bytes.split_off_first()?;
+        let bits = u64::from(byte & 0x7f);
+        if bits << shift >> shift != bits {
+            return None;
+        }
+        number |= bits << shift;
+        if byte & 0x80 == 0 {
+            return Some(number);
+        }
+    }
+    None
+}
+
+/// What stands at a place in a journal.
+#[derive(Debug)]
+pub(crate) enum Parsed {
+    /// A sound record of this many bytes.
+    Record(Record, usize),
+    /// The beginning of a record, or nothing.
+    Incomplete,
+    /// Bytes that are no record.
+    Damaged,
+}
+
+/// Reads the record, or at the very start the header and the record behind it, that stands at `offset` in the file.
+pub(crate) fn parse(bytes: &[u8], offset: u64) -> Parsed {
+    if offset == 0 {
+        let known = bytes.len().min(HEADER.len());
+        if bytes[..known] != HEADER[..known] {
+            return Parsed::Damaged;
+        }
+        if known < HEADER.len() {
+            return Parsed::Incomplete;
+        }
+        return match parse_record(&bytes[known..], known as u64) {
+            Parsed::Record(record, length) => Parsed::Record(record, known + length),
+            other => other,
+        };
+    }
+    parse_record(bytes, offset)
+}
+
+fn parse_record(bytes: &[u8], offset: u64) -> Parsed {
+    let mut rest = bytes;
+    let Some(length) = take_varint(&mut rest) else {
+        return if bytes.len() < 10 { Parsed::Incomplete } else { Parsed::Damaged };
+    };
+    if length == 0 || length > MAX_BODY {
+        return Parsed::Damaged;
+    }
+    let length = usize::try_from(length).unwrap_or(usize::MAX);
+    if rest.len() < CHECKSUM + length {
+        return Parsed::Incomplete;
+    }
+    let (sum, rest) = rest.split_at(CHECKSUM);
+    let body = &rest[..length];
+    if sum != checksum(body, offset).to_le_bytes() {
+        return Parsed::Damaged;
+    }
+    match Record::decode(body) {
+        Some(record) => Parsed::Record(record, bytes.len() - rest.len() + length),
+        None => Parsed::Damaged,
+    }
+}
+
+/// Writes the records of one run.
+#[derive(Debug)]
+pub(crate) struct JournalWriter {
+    file: AppendFile,
+    scratch: Vec<u8>,
+    ends: Vec<u64>,
+}
+
+impl JournalWriter {
+    /// Begins a journal in an empty file.
+    pub(crate) fn begin(file: AppendFile, run: &JobMetadata) -> Result<Self, LogError> {
+        let mut writer = Self { file, scratch: HEADER.to_vec(), ends: Vec::new() };
+        let start = Record::Start(Box::new(run.clone()));
+        start.encode(HEADER.len() as u64, &mut writer.scratch).map_err(|error| writer.unwritable(&error))?;
+        writer.write_scratch()?;
+        Ok(writer)
+    }
+
+    /// Goes on behind the last sound record of an existing journal.
+    pub(crate) const fn resume(file: AppendFile) -> Self {
+        Self { file, scratch: Vec::new(), ends: Vec::new() }
+    }
+
+    pub(crate) fn moved_to(&mut self, path: std::path::PathBuf) {
+        self.file.moved_to(path);
+    }
+
+    /// Appends a record, whole or not at all.
+    pub(crate) fn append(&mut self, record: &Record) -> Result<(), LogError> {
+        self.scratch.clear();
+        record.encode(self.file.len(), &mut self.scratch).map_err(|error| self.unwritable(&error))?;
+        self.write_scratch()
+    }
+
+    /// Appends arrivals in one write, all or none of them, and then tells of each where its record ends.
+    pub(crate) fn append_arrivals(
+        &mut self,
+        arrivals: &[Arrival],
+        mut written: impl FnMut(&Arrival, u64),
+    ) -> Result<(), LogError> {
+        let begin = self.file.len();
+        self.scratch.clear();
+        self.ends.clear();
+        for arrival in arrivals {
+            arrival.encode(begin + self.scratch.len() as u64, &mut self.scratch);
+            self.ends.push(begin + self.scratch.len() as u64);
+        }
+        self.write_scratch()?;
+        for (arrival, &end) in arrivals.iter().zip(&self.ends) {
+            written(arrival, end);
+        }
+        Ok(())
+    }
+
+    /// The length in bytes.
+    pub(crate) const fn len(&self) -> u64 {
+        self.file.len()
+    }
+
+    /// Waits until the records are on the disk.
+    pub(crate) fn sync(&self) -> Result<(), LogError> {
+        self.file.sync()
+    }
+
+    fn write_scratch(&mut self) -> Result<(), LogError> {
+        let before = self.file.len();
+        self.file.append(&self.scratch).inspect_err(|_| {
+            if let Err(error) = self.file.cut(before) {
+                tracing::warn!(%error, "the beginning of a journal record stays; readers cut it off");
+            }
+        })
+    }
+
+    fn unwritable(&self, error: &serde_json::Error) -> LogError {
+        LogError::Corrupt {
+            path: Default::default(),
+            what: format!("a journal record can't be written: {error}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::line::UnixMicros;
+    use crate::run::RunSpec;
+    use proptest::prelude::*;
+
+    fn arrival() -> impl Strategy<Value = Arrival> {
+        let reasons = [GapReason::DiskFull, GapReason::RunSizeCap, GapReason::Corrupt];
+        let what = prop_oneof![
+            any::<u64>().prop_map(|unterminated| What::Mark { unterminated }),
+            proptest::sample::select(reasons.to_vec()).prop_map(What::Gap),
+        ];
+        (any::<u64>(), any::<bool>(), any::<u64>(), any::<u64>(), what).prop_map(
+            |(after_micros, stderr, lines, bytes, what)| {
+                let stream = if stderr { Stream::Stderr } else { Stream::Stdout };
+                Arrival { after_micros, stream, lines, bytes, what }
+            },
+        )
+    }
+
+    fn encoded(record: &Record, offset: u64) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        record.encode(offset, &mut bytes).unwrap();
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn arrivals_survive_their_bytes(arrival in arrival(), offset in 1..u64::MAX) {
+            let bytes = encoded(&Record::Arrival(arrival), offset);
+            let Parsed::Record(record, length) = parse(&bytes, offset) else { panic!("not parsed") };
+            prop_assert_eq!((record, length), (Record::Arrival(arrival), bytes.len()));
+        }
+
+        #[test]
+        fn a_torn_record_is_incomplete_and_a_flipped_bit_is_noticed(arrival in arrival(), bit in 0usize..400) {
+            let bytes = encoded(&Record::Arrival(arrival), 77);
+            for length in 0..bytes.len() {
+                prop_assert!(matches!(parse(&bytes[..length], 77), Parsed::Incomplete));
+            }
+            let mut flipped = bytes.clone();
+            let bit = bit % (bytes.len() * 8);
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            prop_assert!(!matches!(parse(&flipped, 77), Parsed::Record(..)));
+            prop_assert!(matches!(parse(&bytes, 78), Parsed::Damaged), "a record elsewhere is not one here");
+        }
+
+        #[test]
+        fn no_bytes_panic_the_parser(bytes: Vec<u8>, offset: u64) {
+            parse(&bytes, offset);
+        }
+    }
+
+    /// The format is what is on disks already: these bytes never change.
+    #[test]
+    fn golden_bytes_of_a_mark() {
+        let mark = Arrival {
+            after_micros: 1000,
+            stream: Stream::Stderr,
+            lines: 1,
+            bytes: 100,
+            what: What::Mark { unterminated: 0 },
+        };
+        let bytes = encoded(&Record::Arrival(mark), 8);
+        assert_eq!(bytes[..1], [5]);
+        assert_eq!(bytes[1..5], checksum(&bytes[5..], 8).to_le_bytes());
+        assert_eq!(bytes[5..], [0x12, 0xe8, 0x07, 1, 100]);
+        assert_eq!(checksum(&[0x12, 0xe8, 0x07, 1, 100], 8), GOLDEN_CHECKSUM);
+    }
+
+    const GOLDEN_CHECKSUM: u32 = 0x0a17_ba5f;
+
+    #[test]
+    fn a_journal_is_read_back_as_it_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        let run = JobMetadata::started(RunSpec::new("x".parse().unwrap()), UnixMicros(5));
+        let mut writer = JournalWriter::begin(AppendFile::create(path.clone()).unwrap(), &run).unwrap();
+        let mark = Arrival {
+            after_micros: 1,
+            stream: Stream::Stdout,
+            lines: 2,
+            bytes: 30,
+            what: What::Mark { unterminated: 4 },
+        };
+        let mut end = 0;
+        writer.append_arrivals(&[mark], |_, at| end = at).unwrap();
+        assert_eq!(end, writer.len());
+        writer.append(&Record::End(Box::new(run.clone()))).unwrap();
+        let bytes = std::fs::read(path).unwrap();
+        assert_eq!(bytes.len() as u64, writer.len());
+        let mut records = Vec::new();
+        let mut offset = 0;
+        while let Parsed::Record(record, length) = parse(&bytes[offset..], offset as u64) {
+            records.push(record);
+            offset += length;
+        }
+        assert_eq!(
+            records,
+            [Record::Start(Box::new(run.clone())), Record::Arrival(mark), Record::End(Box::new(run))]
+        );
+        assert_eq!(offset, bytes.len());
+    }
+}

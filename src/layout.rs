@@ -1,0 +1,166 @@
+//! Where everything is on disk. No other file knows a file's name.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+use crate::error::LogError;
+use crate::line::Stream;
+use crate::run::{JobMetadata, JobRunId};
+
+const JOB_RUNS: &str = "job_runs";
+const JOURNAL: &str = "journal";
+const METADATA: &str = "metadata.json";
+
+/// A log folder.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    root: PathBuf,
+    job_runs: PathBuf,
+}
+
+impl Layout {
+    pub(crate) fn new(root: &Path) -> Self {
+        Self { root: root.to_owned(), job_runs: root.join(JOB_RUNS) }
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The folder that holds a folder for every run.
+    pub(crate) fn job_runs(&self) -> &Path {
+        &self.job_runs
+    }
+
+    pub(crate) fn index(&self) -> PathBuf {
+        self.root.join("index.redb")
+    }
+
+    pub(crate) fn run(&self, id: &JobRunId) -> RunFolder {
+        RunFolder { path: self.job_runs.join(id.as_str()) }
+    }
+
+    /// Makes the folders that are not there yet.
+    pub(crate) fn create(&self) -> Result<(), LogError> {
+        fs::create_dir_all(&self.job_runs).map_err(LogError::io("creating", &self.job_runs))
+    }
+
+    /// A folder in which a run is prepared before it appears under its id. No run id starts with a dot.
+    pub(crate) fn prepare_run(&self, id: &JobRunId) -> Result<RunFolder, LogError> {
+        static PREPARED: AtomicU64 = AtomicU64::new(0);
+        let count = PREPARED.fetch_add(1, Ordering::Relaxed);
+        let name = format!(".{id}.{}-{count}.new", std::process::id());
+        let path = self.job_runs.join(name);
+        fs::create_dir(&path).map_err(LogError::io("creating", &path))?;
+        Ok(RunFolder { path })
+    }
+
+    /// Lets a prepared run appear under its id, all at once.
+    pub(crate) fn publish_run(&self, prepared: &RunFolder, id: &JobRunId) -> Result<RunFolder, LogError> {
+        let run = self.run(id);
+        match renameat_with(CWD, &prepared.path, CWD, &run.path, RenameFlags::NOREPLACE) {
+            Ok(()) => Ok(run),
+            Err(errno) if errno == rustix::io::Errno::EXIST => {
+                Err(LogError::AlreadyExists { id: id.clone() })
+            }
+            Err(errno) => Err(LogError::io("creating", run.path)(errno.into())),
+        }
+    }
+
+    /// The ids of all run folders, in no order.
+    pub(crate) fn list_runs(&self) -> Result<Vec<JobRunId>, LogError> {
+        let entries = match fs::read_dir(&self.job_runs) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(LogError::io("listing", &self.job_runs)(error)),
+        };
+        let mut ids = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(LogError::io("listing", &self.job_runs))?;
+            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            if let Some(id) =
+                entry.file_name().to_str().and_then(|name| name.parse().ok()).filter(|_| is_folder)
+            {
+                ids.push(id);
+            }
+        }
+        Ok(ids)
+    }
+
+    /// The run that a path is in, or is the folder of.
+    pub(crate) fn run_of(&self, path: &Path) -> Option<JobRunId> {
+        path.strip_prefix(&self.job_runs).ok()?.components().next()?.as_os_str().to_str()?.parse().ok()
+    }
+}
+
+/// The folder of one run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RunFolder {
+    path: PathBuf,
+}
+
+impl RunFolder {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn log(&self, stream: Stream) -> PathBuf {
+        self.path.join(match stream {
+            Stream::Stdout => "stdout.log",
+            Stream::Stderr => "stderr.log",
+        })
+    }
+
+    pub(crate) fn journal(&self) -> PathBuf {
+        self.path.join(JOURNAL)
+    }
+
+    pub(crate) fn metadata(&self) -> PathBuf {
+        self.path.join(METADATA)
+    }
+
+    /// Whether this path is the run's `metadata.json`.
+    pub(crate) fn is_metadata(path: &Path) -> bool {
+        path.file_name() == Some(OsStr::new(METADATA))
+    }
+
+    /// Reads `metadata.json`; `None` if there is none.
+    pub(crate) fn read_metadata(&self) -> Result<Option<JobMetadata>, LogError> {
+        let path = self.metadata();
+        match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text)
+                .map(Some)
+                .map_err(|error| LogError::Corrupt { path, what: error.to_string() }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(LogError::io("reading", path)(error)),
+        }
+    }
+
+    /// Writes `metadata.json` so that it is either there whole or not at all, even after a power cut.
+    pub(crate) fn write_metadata(&self, run: &JobMetadata) -> Result<(), LogError> {
+        let path = self.metadata();
+        let new = self.path.join("metadata.json.new");
+        let write = || -> io::Result<()> {
+            let mut text = serde_json::to_vec_pretty(run)?;
+            text.push(b'\n');
+            let mut file = File::create(&new)?;
+            file.write_all(&text)?;
+            file.sync_all()?;
+            fs::rename(&new, &path)?;
+            File::open(&self.path)?.sync_all()
+        };
+        write().map_err(LogError::io("writing", &path))
+    }
+
+    /// Removes a folder that was prepared and is not needed.
+    pub(crate) fn discard(&self) {
+        if let Err(error) = fs::remove_dir_all(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "a run folder that was only prepared stays behind");
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! A log file: appending to it, reading it by position, and finding lines in what was read.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, IoSliceMut, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use bytes::{Bytes, BytesMut};
+use memchr::{memchr_iter, memrchr};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::{Errno, ReadWriteFlags};
+
+use crate::error::LogError;
+
+/// Whether a read may wait for a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Io {
+    /// Only what is in memory or in the page cache.
+    CachedOnly,
+    /// Whatever it takes.
+    MayBlock,
+}
+
+/// A file that is only ever appended to.
+#[derive(Debug)]
+pub(crate) struct AppendFile {
+    file: File,
+    path: PathBuf,
+    length: u64,
+}
+
+impl AppendFile {
+    /// Creates a new, empty file.
+    pub(crate) fn create(path: PathBuf) -> Result<Self, LogError> {
+        let file = OpenOptions::new().append(true).read(true).create_new(true).open(&path);
+        Ok(Self { file: file.map_err(LogError::io("creating", &path))?, path, length: 0 })
+    }
+
+    /// Opens a file to append to it, and creates it if it is not there.
+    pub(crate) fn open(path: PathBuf) -> Result<Self, LogError> {
+        let open = || -> io::Result<(File, u64)> {
+            let file = OpenOptions::new().append(true).read(true).create(true).open(&path)?;
+            let length = file.metadata()?.len();
+            Ok((file, length))
+        };
+        let (file, length) = open().map_err(LogError::io("opening", &path))?;
+        Ok(Self { file, path, length })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes the lock by which others see that the file's writer lives; false if somebody else has it. The kernel
+    /// lets go of it when the file is closed, however that comes about.
+    pub(crate) fn try_lock(&self) -> Result<bool, LogError> {
+        match flock(&self.file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(true),
+            Err(Errno::WOULDBLOCK) => Ok(false),
+            Err(errno) => Err(LogError::io("locking", &self.path)(errno.into())),
+        }
+    }
+
+    /// The length in bytes.
+    pub(crate) const fn len(&self) -> u64 {
+        self.length
+    }
+
+    /// Moves the file's path, after its folder was renamed.
+    pub(crate) fn moved_to(&mut self, path: PathBuf) {
+        self.path = path;
+    }
+
+    /// Appends all bytes. When that fails, what was written of them stays, and [`len`](Self::len) says so.
+    pub(crate) fn append(&mut self, mut bytes: &[u8]) -> Result<(), LogError> {
+        while !bytes.is_empty() {
+            match (&self.file).write(bytes) {
+                Ok(0) => {
+                    return Err(LogError::io("appending to", &self.path)(io::ErrorKind::WriteZero.into()));
+                }
+                Ok(written) => {
+                    self.length += written as u64;
+                    bytes = &bytes[written..];
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(LogError::io("appending to", &self.path)(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Cuts the file back to a length that it had before.
+    pub(crate) fn cut(&mut self, length: u64) -> Result<(), LogError> {
+        self.file.set_len(length).map_err(LogError::io("cutting", &self.path))?;
+        self.length = length;
+        Ok(())
+    }
+
+    /// Waits until the bytes are on the disk.
+    pub(crate) fn sync(&self) -> Result<(), LogError> {
+        self.file.sync_data().map_err(LogError::io("syncing", &self.path))
+    }
+}
+
+/// What a positioned read gave.
+#[derive(Debug)]
+pub(crate) enum Fetched {
+    /// These bytes; fewer than asked for only at the end of the file.
+    Bytes(Bytes),
+    /// They are not in the page cache.
+    WouldBlock,
+}
+
+/// A file opened for reading by position.
+#[derive(Debug)]
+pub(crate) struct ReadFile {
+    file: File,
+    path: PathBuf,
+    buffer: BytesMut,
+}
+
+impl ReadFile {
+    pub(crate) fn open(path: &Path) -> Result<Self, LogError> {
+        let file = File::open(path).map_err(LogError::io("opening", path))?;
+        Ok(Self { file, path: path.to_owned(), buffer: BytesMut::new() })
+    }
+
+    /// Opens a file, or gives `None` when there is none.
+    pub(crate) fn open_if_there(path: &Path) -> Result<Option<Self>, LogError> {
+        match Self::open(path) {
+            Ok(file) => Ok(Some(file)),
+            Err(LogError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether a writer that lives has the file locked.
+    pub(crate) fn is_locked(&self) -> Result<bool, LogError> {
+        match flock(&self.file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => match flock(&self.file, FlockOperation::Unlock) {
+                Ok(()) => Ok(false),
+                Err(errno) => Err(LogError::io("unlocking", &self.path)(errno.into())),
+            },
+            Err(Errno::WOULDBLOCK) => Ok(true),
+            Err(errno) => Err(LogError::io("locking", &self.path)(errno.into())),
+        }
+    }
+
+    /// The file's present length in bytes.
+    pub(crate) fn len(&self) -> Result<u64, LogError> {
+        Ok(self.file.metadata().map_err(LogError::io("looking at", &self.path))?.len())
+    }
+
+    /// Reads up to `length` bytes from `offset` on.
+    pub(crate) fn read(&mut self, offset: u64, length: usize, io: Io) -> Result<Fetched, LogError> {
+        self.buffer.clear();
+        self.buffer.resize(length, 0);
+        let mut filled = 0;
+        while filled < length {
+            let at = offset + filled as u64;
+            let read = match io {
+                Io::CachedOnly => self.read_cached(at, filled),
+                Io::MayBlock => self.file.read_at(&mut self.buffer[filled..], at),
+            };
+            match read {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    if filled > 0 {
+                        break;
+                    }
+                    return Ok(Fetched::WouldBlock);
+                }
+                Err(error) => return Err(LogError::io("reading", &self.path)(error)),
+            }
+        }
+        self.buffer.truncate(filled);
+        Ok(Fetched::Bytes(self.buffer.split().freeze()))
+    }
+
+    fn read_cached(&mut self, offset: u64, filled: usize) -> io::Result<usize> {
+        let target = &mut [IoSliceMut::new(&mut self.buffer[filled..])];
+        match rustix::io::preadv2(&self.file, target, offset, ReadWriteFlags::NOWAIT) {
+            // A file system that can't tell what is cached is read as it is.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.file.read_at(&mut self.buffer[filled..], offset),
+            read => Ok(read?),
+        }
+    }
+}
+
+/// How many `\n` there are.
+pub(crate) fn count_lines(bytes: &[u8]) -> u64 {
+    memchr_iter(b'\n', bytes).count() as u64
+}
+
+/// Where the last line that is complete ends: the number of bytes up to and with the last `\n`.
+pub(crate) fn whole_lines(bytes: &[u8]) -> usize {
+    memrchr(b'\n', bytes).map_or(0, |last| last + 1)
+}
+
+/// Where line number `count`, counted from 1, ends: the number of bytes up to and with its `\n`. If there are fewer
+/// lines, how many there are.
+pub(crate) fn end_of_line(bytes: &[u8], count: u64) -> Result<usize, u64> {
+    if count == 0 {
+        return Ok(0);
+    }
+    let index = usize::try_from(count - 1).unwrap_or(usize::MAX);
+    let mut ends = memchr_iter(b'\n', bytes);
+    match ends.nth(index) {
+        Some(end) => Ok(end + 1),
+        None => Err(count_lines(bytes)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_found_by_their_ends() {
+        let text = b"a\n\nbcd\ne";
+        assert_eq!(count_lines(text), 3);
+        assert_eq!(whole_lines(text), 7);
+        assert_eq!(end_of_line(text, 0), Ok(0));
+        assert_eq!(end_of_line(text, 2), Ok(3));
+        assert_eq!(end_of_line(text, 4), Err(3));
+    }
+
+    #[test]
+    fn a_positioned_read_stops_at_the_end_of_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x");
+        let mut file = AppendFile::create(path.clone()).unwrap();
+        file.append(b"0123456789").unwrap();
+        let mut reader = ReadFile::open(&path).unwrap();
+        for io in [Io::CachedOnly, Io::MayBlock] {
+            let Fetched::Bytes(bytes) = reader.read(4, 100, io).unwrap() else { panic!("not cached") };
+            assert_eq!(bytes, "456789");
+        }
+        file.cut(3).unwrap();
+        file.append(b"x").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"012x");
+    }
+}

@@ -1,0 +1,365 @@
+//! Whole lines out of a log file, from any place on, however long they are.
+
+use bytes::Bytes;
+use memchr::memchr;
+
+use crate::error::LogError;
+use crate::index::progress::GapAt;
+use crate::line::Stream;
+use crate::logfile::{Fetched, Io, ReadFile, count_lines, end_of_line, whole_lines};
+use crate::run::Gap;
+use crate::store::{Batch, CutLine};
+
+/// A place in one stream and the log file that it is in.
+#[derive(Debug)]
+pub(crate) struct LineReader {
+    stream: Stream,
+    file: ReadFile,
+    /// Lines before the place.
+    line: u64,
+    /// Where the line behind them begins.
+    offset: u64,
+    /// Up to where there is no `\n` from `offset` on.
+    scanned: u64,
+    /// Lines that are passed over before the first one is given.
+    skip: u64,
+    chunk: Bytes,
+    chunk_offset: u64,
+    chunk_bytes: usize,
+}
+
+/// How far a reader may go at this moment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reach<'a> {
+    /// At most so many lines.
+    pub(crate) lines: u64,
+    /// Nothing at or behind this byte.
+    pub(crate) end: u64,
+    /// Whether the line that is cut off by `end` is a whole one: the stream has ended there.
+    pub(crate) ended: bool,
+    /// All holes of the stream, in order.
+    pub(crate) gaps: &'a [GapAt],
+}
+
+/// What a reader found.
+#[derive(Debug)]
+pub(crate) enum Taken {
+    /// Whole lines; times and positions are left to the caller.
+    Lines(Batch),
+    /// A hole; the reader is behind it now.
+    Gap(Gap),
+    /// No whole line within reach.
+    Nothing,
+    /// The file ends before the reach does. The reader stays where it is.
+    Missing,
+    /// Not in the page cache.
+    WouldBlock,
+}
+
+impl LineReader {
+    /// A reader at `offset`, where a line begins that has `line` lines before it.
+    pub(crate) const fn new(
+        stream: Stream,
+        file: ReadFile,
+        (line, offset): (u64, u64),
+        chunk_bytes: usize,
+    ) -> Self {
+        Self {
+            stream,
+            file,
+            line,
+            offset,
+            scanned: offset,
+            skip: 0,
+            chunk: Bytes::new(),
+            chunk_offset: 0,
+            chunk_bytes,
+        }
+    }
+
+    /// Lines before the next one that will be given.
+    pub(crate) const fn line(&self) -> u64 {
+        self.line + self.skip
+    }
+
+    /// Where the reader is in the file; lines that are still to be skipped lie behind it.
+    pub(crate) const fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Passes over all lines up to `line`, the number of lines before the next one that will be given.
+    pub(crate) const fn skip_to(&mut self, line: u64) {
+        self.skip = line.saturating_sub(self.line);
+    }
+
+    /// Goes to another place.
+    pub(crate) const fn jump(&mut self, line: u64, offset: u64) {
+        self.line = line;
+        self.offset = offset;
+        self.scanned = offset;
+        self.skip = 0;
+    }
+
+    /// The next lines within reach.
+    pub(crate) fn next(&mut self, reach: Reach<'_>, io: Io) -> Result<Taken, LogError> {
+        loop {
+            if reach.lines == 0 && self.skip == 0 {
+                return Ok(Taken::Nothing);
+            }
+            let ahead = reach.gaps.iter().find(|at| at.gap.after.0 >= self.line && at.offset >= self.offset);
+            if let Some(at) = ahead.filter(|at| at.offset == self.offset && at.gap.after.0 == self.line) {
+                if let Some(gap) = self.cross(at.gap) {
+                    return Ok(Taken::Gap(gap));
+                }
+                continue;
+            }
+            let end = ahead.map_or(reach.end, |at| at.offset.min(reach.end));
+            if self.scanned >= end {
+                if reach.ended && self.offset < end {
+                    let Some(taken) = self.take_line(end, end, io)? else { continue };
+                    return Ok(taken);
+                }
+                return Ok(Taken::Nothing);
+            }
+            match self.fill(end, io)? {
+                Filled::Ready => {}
+                Filled::Missing => return Ok(Taken::Missing),
+                Filled::WouldBlock => return Ok(Taken::WouldBlock),
+            }
+            if let Some(taken) = self.take(reach.lines, end, io)? {
+                return Ok(taken);
+            }
+        }
+    }
+
+    /// Goes behind a hole; nothing to tell if all of it is skipped.
+    const fn cross(&mut self, gap: Gap) -> Option<Gap> {
+        self.line += gap.lines;
+        if self.skip >= gap.lines && gap.lines > 0 {
+            self.skip -= gap.lines;
+            return None;
+        }
+        self.skip = 0;
+        Some(gap)
+    }
+
+    /// Sees to it that the chunk holds bytes from `scanned` on.
+    fn fill(&mut self, end: u64, io: Io) -> Result<Filled, LogError> {
+        let chunk_end = self.chunk_offset + self.chunk.len() as u64;
+        let held = self.chunk_offset <= self.scanned && self.scanned < chunk_end;
+        // What is left of a chunk is worth looking at only if a line ends in it, or if nothing lies behind it.
+        if held && (chunk_end >= end || memchr(b'\n', self.rest_of_chunk(end)).is_some()) {
+            return Ok(Filled::Ready);
+        }
+        let length = usize::try_from(end - self.scanned).unwrap_or(usize::MAX).min(self.chunk_bytes);
+        match self.file.read(self.scanned, length, io)? {
+            Fetched::Bytes(bytes) if bytes.is_empty() => Ok(Filled::Missing),
+            Fetched::Bytes(bytes) => {
+                self.chunk = bytes;
+                self.chunk_offset = self.scanned;
+                Ok(Filled::Ready)
+            }
+            Fetched::WouldBlock => Ok(Filled::WouldBlock),
+        }
+    }
+
+    fn rest_of_chunk(&self, end: u64) -> &[u8] {
+        let from = usize::try_from(self.scanned - self.chunk_offset).unwrap_or(usize::MAX);
+        let to = usize::try_from(end - self.chunk_offset).unwrap_or(usize::MAX).min(self.chunk.len());
+        &self.chunk[from..to]
+    }
+
+    /// Takes what the chunk has from `scanned` on; `None` if there is nothing to give yet.
+    fn take(&mut self, limit: u64, end: u64, io: Io) -> Result<Option<Taken>, LogError> {
+        let rest = self.rest_of_chunk(end);
+        let whole = whole_lines(rest);
+        if whole == 0 {
+            self.scanned += rest.len() as u64;
+            return Ok(None);
+        }
+        if self.scanned > self.offset {
+            let first = memchr(b'\n', rest).map_or(rest.len(), |at| at + 1);
+            let line_end = self.scanned + first as u64;
+            return self.take_line(line_end, line_end - 1, io);
+        }
+        if self.skip > 0 {
+            let (length, lines) = match end_of_line(&rest[..whole], self.skip) {
+                Ok(length) => (length, self.skip),
+                Err(lines) => (whole, lines),
+            };
+            self.skip -= lines;
+            self.pass(length as u64, lines);
+            return Ok(None);
+        }
+        let (length, lines) = match count_lines(&rest[..whole]) {
+            lines if lines <= limit => (whole, lines),
+            _ => (end_of_line(&rest[..whole], limit).unwrap_or(whole), limit),
+        };
+        let from = usize::try_from(self.scanned - self.chunk_offset).unwrap_or(usize::MAX);
+        let batch = self.batch(self.chunk.slice(from..from + length), lines, None);
+        self.pass(length as u64, lines);
+        Ok(Some(Taken::Lines(batch)))
+    }
+
+    /// Takes the one line that ends before `line_end`, its text before `text_end`.
+    fn take_line(&mut self, line_end: u64, text_end: u64, io: Io) -> Result<Option<Taken>, LogError> {
+        if self.skip > 0 {
+            self.skip -= 1;
+            self.pass(line_end - self.offset, 1);
+            return Ok(None);
+        }
+        let text_bytes = text_end - self.offset;
+        let (length, cut) = if text_bytes > Batch::MAX_LINE_BYTES as u64 {
+            (Batch::MAX_LINE_BYTES, Some(CutLine { full_bytes: text_bytes }))
+        } else {
+            (usize::try_from(line_end - self.offset).unwrap_or(usize::MAX), None)
+        };
+        let bytes = match self.file.read(self.offset, length, io)? {
+            Fetched::Bytes(bytes) if bytes.len() == length => bytes,
+            Fetched::Bytes(_) if io == Io::MayBlock => return Ok(Some(Taken::Missing)),
+            Fetched::Bytes(_) | Fetched::WouldBlock => return Ok(Some(Taken::WouldBlock)),
+        };
+        let batch = self.batch(bytes, 1, cut);
+        self.pass(line_end - self.offset, 1);
+        Ok(Some(Taken::Lines(batch)))
+    }
+
+    const fn pass(&mut self, bytes: u64, lines: u64) {
+        self.offset += bytes;
+        self.line += lines;
+        self.scanned = self.offset;
+    }
+
+    fn batch(&self, bytes: Bytes, lines: u64, cut: Option<CutLine>) -> Batch {
+        let first = crate::line::LineNumber(self.line + 1);
+        Batch {
+            stream: self.stream,
+            first_line: first,
+            first_position: first,
+            lines,
+            bytes,
+            times: Vec::new(),
+            cut,
+        }
+    }
+}
+
+enum Filled {
+    Ready,
+    Missing,
+    WouldBlock,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::line::LineNumber;
+    use crate::run::GapReason;
+
+    fn reader(text: &[u8], chunk: usize) -> (tempfile::TempDir, LineReader) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("stdout.log");
+        std::fs::write(&path, text).unwrap();
+        let file = ReadFile::open(&path).unwrap();
+        (folder, LineReader::new(Stream::Stdout, file, (0, 0), chunk))
+    }
+
+    fn all(reader: &mut LineReader, reach: Reach<'_>) -> Vec<(u64, Vec<u8>)> {
+        let mut found = Vec::new();
+        while let Taken::Lines(batch) = reader.next(reach, Io::MayBlock).unwrap() {
+            for line in batch.lines() {
+                found.push((line.number.0, line.text.to_vec()));
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn every_chunk_size_and_every_skip_give_the_same_lines() {
+        let text = b"one\n\nthree is longer\nx\n\n\nseven";
+        let lines: Vec<Vec<u8>> = text.split(|&b| b == b'\n').map(<[u8]>::to_vec).collect();
+        for chunk in 1..text.len() + 2 {
+            for skip in 0..=lines.len() + 1 {
+                let (_folder, mut reader) = reader(text, chunk);
+                reader.skip_to(skip as u64);
+                let reach = Reach { lines: u64::MAX, end: text.len() as u64, ended: true, gaps: &[] };
+                let expected: Vec<_> = lines
+                    .iter()
+                    .enumerate()
+                    .skip(skip)
+                    .map(|(i, line)| (i as u64 + 1, line.clone()))
+                    .collect();
+                assert_eq!(all(&mut reader, reach), expected, "chunk {chunk} skip {skip}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_unterminated_line_waits_for_its_end() {
+        let (_folder, mut reader) = reader(b"a\nbc", 64);
+        let reach = Reach { lines: u64::MAX, end: 4, ended: false, gaps: &[] };
+        assert_eq!(all(&mut reader, reach), [(1, b"a".to_vec())]);
+        assert_eq!(all(&mut reader, Reach { ended: true, ..reach }), [(2, b"bc".to_vec())]);
+    }
+
+    #[test]
+    fn a_gap_stands_where_it_is_and_shifts_no_number() {
+        let gap = Gap {
+            stream: Stream::Stdout,
+            after: LineNumber(2),
+            lines: 3,
+            bytes: 9,
+            reason: GapReason::DiskFull,
+        };
+        let gaps = [GapAt { gap, offset: 4 }];
+        let reach = Reach { lines: u64::MAX, end: 8, ended: true, gaps: &gaps };
+        for (skip, gap_seen, rest) in
+            [(0, true, vec![6, 7]), (4, true, vec![6, 7]), (5, false, vec![6, 7]), (6, false, vec![7])]
+        {
+            let (_folder, mut reader) = reader(b"a\nb\nf\ng\n", 64);
+            reader.skip_to(skip);
+            let mut seen = false;
+            let mut numbers = Vec::new();
+            loop {
+                match reader.next(reach, Io::MayBlock).unwrap() {
+                    Taken::Lines(batch) => numbers.extend(batch.lines().map(|line| line.number.0)),
+                    Taken::Gap(found) => {
+                        assert_eq!(found, gap);
+                        seen = true;
+                    }
+                    _ => break,
+                }
+            }
+            numbers.retain(|&n| n > 2);
+            assert_eq!((seen, numbers), (gap_seen, rest), "skip {skip}");
+        }
+    }
+
+    #[test]
+    fn a_line_too_long_is_cut_and_its_neighbours_are_not() {
+        let mut text = b"before\n".to_vec();
+        text.resize(text.len() + Batch::MAX_LINE_BYTES + 5, b'x');
+        text.extend_from_slice(b"\nafter\n");
+        let (_folder, mut reader) = reader(&text, 64 * 1024);
+        let reach = Reach { lines: u64::MAX, end: text.len() as u64, ended: true, gaps: &[] };
+        let mut batches = Vec::new();
+        while let Taken::Lines(batch) = reader.next(reach, Io::MayBlock).unwrap() {
+            batches.push(batch);
+        }
+        let cut = batches
+            .iter()
+            .find_map(|batch| batch.cut.map(|cut| (batch.first_line.0, batch.bytes.len(), cut)));
+        let full_bytes = Batch::MAX_LINE_BYTES as u64 + 5;
+        assert_eq!(cut, Some((2, Batch::MAX_LINE_BYTES, CutLine { full_bytes })));
+        assert_eq!(batches.last().unwrap().bytes, "after\n");
+        assert_eq!(batches.last().unwrap().first_line.0, 3);
+    }
+
+    #[test]
+    fn a_file_shorter_than_promised_is_missing_and_not_empty() {
+        let (_folder, mut reader) = reader(b"a\nb\n", 64);
+        let reach = Reach { lines: u64::MAX, end: 10, ended: true, gaps: &[] };
+        assert!(matches!(reader.next(reach, Io::MayBlock), Ok(Taken::Lines(_))));
+        assert!(matches!(reader.next(reach, Io::MayBlock), Ok(Taken::Missing)));
+    }
+}

@@ -1,0 +1,219 @@
+//! A run as its readers see it: how far it has come, and a signal that it has come further.
+//!
+//! Writers publish here after the bytes are in the file; readers never hold anything but their position, so they
+//! can neither slow a writer down nor fall behind what is kept for them.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use crate::error::LogError;
+use crate::index::RunNumber;
+use crate::index::codec::RunRecord;
+use crate::index::progress::{Checkpoints, GapAt, LineCheckpoint, Progress};
+use crate::journal::Arrival;
+use crate::layout::RunFolder;
+use crate::line::{Stream, View};
+use crate::run::{JobMetadata, JobRunId, Tombstone};
+
+/// The most checkpoints that wait for the index; beyond that every second one is let go, and the searches that
+/// would have used it take twice as long.
+const MAX_WAITING: usize = 16_384;
+
+/// A run that can be read. It may be over already.
+#[derive(Debug)]
+pub(crate) struct LiveRun {
+    pub(crate) id: JobRunId,
+    pub(crate) folder: RunFolder,
+    /// The run's number in the index; `None` in a store without one.
+    pub(crate) number: Option<RunNumber>,
+    state: Mutex<State>,
+    changes: watch::Sender<u64>,
+}
+
+/// How far a run has come.
+#[derive(Debug)]
+pub(crate) struct State {
+    /// What is known of the run; its stream totals are those of `progress` while it goes on.
+    pub(crate) run: JobMetadata,
+    pub(crate) progress: Progress,
+    /// Bytes of each log file that may be read.
+    pub(crate) visible: [u64; 2],
+    /// What arrived and is not in the journal yet.
+    pub(crate) tail: Vec<Arrival>,
+    pub(crate) gaps: Arc<Vec<GapAt>>,
+    pub(crate) has_journal: bool,
+    /// Bytes that the folder takes up on disk, once the run is over.
+    pub(crate) disk_bytes: u64,
+    pub(crate) waiting: Waiting,
+    /// What is left of the run, once it is evicted.
+    pub(crate) evicted: Option<Box<Tombstone>>,
+}
+
+/// What waits to be written to the index.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting {
+    /// Whether anything waits at all, the run's record included.
+    pub(crate) dirty: bool,
+    pub(crate) lines: Vec<LineCheckpoint>,
+    pub(crate) places: Vec<Progress>,
+}
+
+impl Waiting {
+    pub(crate) fn push(&mut self, found: Checkpoints) {
+        self.lines.extend(found.line);
+        self.places.extend(found.progress);
+        thin_out(&mut self.lines);
+        thin_out(&mut self.places);
+    }
+}
+
+impl Waiting {
+    /// Lets go of what the index has: the first so many of each.
+    pub(crate) fn committed(&mut self, lines: usize, places: usize) {
+        self.lines.drain(..lines.min(self.lines.len()));
+        self.places.drain(..places.min(self.places.len()));
+    }
+}
+
+fn thin_out<T>(waiting: &mut Vec<T>) {
+    if waiting.len() > MAX_WAITING {
+        let mut keep = false;
+        waiting.retain(|_| {
+            keep = !keep;
+            keep
+        });
+    }
+}
+
+impl LiveRun {
+    pub(crate) fn new(
+        folder: RunFolder,
+        number: Option<RunNumber>,
+        run: JobMetadata,
+        progress: Progress,
+        has_journal: bool,
+    ) -> Self {
+        let state = State {
+            visible: progress.streams.map(|stream| stream.bytes),
+            progress,
+            tail: Vec::new(),
+            gaps: Arc::default(),
+            has_journal,
+            disk_bytes: 0,
+            waiting: Waiting { dirty: true, ..Waiting::default() },
+            evicted: None,
+            run,
+        };
+        Self::with_state(folder, number, state)
+    }
+
+    /// A run that is over, from its record in the index.
+    pub(crate) fn over(folder: RunFolder, number: Option<RunNumber>, record: RunRecord) -> Self {
+        let RunRecord { run, gaps, has_journal, disk_bytes } = record;
+        // The journal is read up to its end record, wherever that is.
+        let journal = if has_journal { u64::MAX } else { 0 };
+        let mut progress = Progress::start(run.state.ended().unwrap_or(run.started_at), journal);
+        for stream in Stream::BOTH {
+            let totals = run.totals(stream);
+            let at = &mut progress.streams[stream.index()];
+            (at.bytes, at.lines) = (totals.bytes, totals.lines);
+            at.line_start = totals.bytes;
+        }
+        let state = State {
+            visible: [run.stdout.bytes, run.stderr.bytes],
+            progress,
+            tail: Vec::new(),
+            gaps: Arc::new(gaps),
+            has_journal,
+            disk_bytes,
+            waiting: Waiting::default(),
+            evicted: None,
+            run,
+        };
+        Self::with_state(folder, number, state)
+    }
+
+    fn with_state(folder: RunFolder, number: Option<RunNumber>, state: State) -> Self {
+        let id = state.run.id().clone();
+        Self { id, folder, number, state: Mutex::new(state), changes: watch::Sender::new(0) }
+    }
+
+    /// The state, for a look; nothing may block while it is held.
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the state and wakes the readers.
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let value = change(&mut self.state());
+        self.changes.send_modify(|count| *count += 1);
+        value
+    }
+
+    /// A signal that changes whenever the state does.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.state().run.state.is_over()
+    }
+
+    /// What is known of the run at this moment.
+    pub(crate) fn metadata(&self) -> JobMetadata {
+        self.state().metadata()
+    }
+}
+
+impl State {
+    /// What is known of the run at this moment.
+    pub(crate) fn metadata(&self) -> JobMetadata {
+        let mut run = self.run.clone();
+        if !run.state.is_over() {
+            [run.stdout, run.stderr] = self.progress.streams.map(|stream| stream.totals());
+        }
+        run
+    }
+
+    /// The run's record for the index.
+    pub(crate) fn record(&self) -> RunRecord {
+        RunRecord {
+            run: self.metadata(),
+            gaps: self.gaps.to_vec(),
+            has_journal: self.has_journal,
+            disk_bytes: self.disk_bytes,
+        }
+    }
+
+    /// The lines of a view at this moment; an unterminated last one counts once the run is over.
+    pub(crate) fn lines(&self, view: View) -> u64 {
+        let of = |stream: Stream| {
+            if self.run.state.is_over() {
+                self.run.totals(stream).lines
+            } else {
+                self.progress.of(stream).lines
+            }
+        };
+        match view {
+            View::One(stream) => of(stream),
+            View::All => of(Stream::Stdout) + of(Stream::Stderr),
+        }
+    }
+
+    /// The place in a log file that was last kept before `line` and waits for the index: (lines before, offset).
+    pub(crate) fn waiting_line_floor(&self, stream: Stream, line: u64) -> Option<(u64, u64)> {
+        let mut waiting = self.waiting.lines.iter().rev();
+        waiting.find(|at| at.stream == stream && at.line <= line).map(|at| (at.line, at.offset))
+    }
+
+    /// The last waiting place in the journal for which `is_before` holds.
+    pub(crate) fn waiting_place(&self, is_before: impl Fn(&Progress) -> bool) -> Option<Progress> {
+        self.waiting.places.iter().rev().find(|place| is_before(place)).copied()
+    }
+}
+
+/// The error for a run that nothing can be appended to any more.
+pub(crate) fn finished(id: &JobRunId) -> LogError {
+    LogError::Finished { id: id.clone() }
+}

@@ -1,0 +1,150 @@
+//! Reading a journal: record by record, and as the order in which lines arrived.
+
+use bytes::Bytes;
+
+use crate::error::LogError;
+use crate::index::progress::Progress;
+use crate::journal::{Arrival, Parsed, Record, parse};
+use crate::logfile::{Fetched, Io, ReadFile};
+
+/// The first guess at how much of a journal to read at once.
+const CHUNK_BYTES: usize = 16 * 1024;
+
+/// A place in a journal file.
+#[derive(Debug)]
+pub(crate) struct JournalReader {
+    file: ReadFile,
+    chunk: Bytes,
+    chunk_offset: u64,
+}
+
+/// What stands at a place in a journal file.
+#[derive(Debug)]
+pub(crate) enum Entry {
+    /// A record, and where the one behind it begins.
+    Record(Record, u64),
+    /// Nothing whole yet.
+    Nothing,
+    /// Bytes that are no record.
+    Damaged,
+    /// Not in the page cache.
+    WouldBlock,
+}
+
+impl JournalReader {
+    pub(crate) const fn new(file: ReadFile) -> Self {
+        Self { file, chunk: Bytes::new(), chunk_offset: 0 }
+    }
+
+    pub(crate) const fn file(&self) -> &ReadFile {
+        &self.file
+    }
+
+    /// The record at `offset`.
+    pub(crate) fn at(&mut self, offset: u64, io: Io) -> Result<Entry, LogError> {
+        if let Some(held) = offset.checked_sub(self.chunk_offset).and_then(|at| usize::try_from(at).ok())
+            && held < self.chunk.len()
+            && let Parsed::Record(record, length) = parse(&self.chunk[held..], offset)
+        {
+            return Ok(Entry::Record(record, offset + length as u64));
+        }
+        let mut length = CHUNK_BYTES;
+        loop {
+            match self.file.read(offset, length, io)? {
+                Fetched::WouldBlock => return Ok(Entry::WouldBlock),
+                Fetched::Bytes(bytes) => {
+                    let got = bytes.len();
+                    (self.chunk, self.chunk_offset) = (bytes, offset);
+                    match parse(&self.chunk, offset) {
+                        Parsed::Record(record, length) => {
+                            return Ok(Entry::Record(record, offset + length as u64));
+                        }
+                        Parsed::Damaged => return Ok(Entry::Damaged),
+                        Parsed::Incomplete if got < length => return Ok(Entry::Nothing),
+                        Parsed::Incomplete => length *= 4,
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The order of arrival, from some place in the run on.
+#[derive(Debug)]
+pub(crate) struct Arrivals {
+    journal: JournalReader,
+    at: Progress,
+    /// Lines of each stream that are taken; those of a stream nobody asks for are all taken from the start.
+    pub(crate) taken: [u64; 2],
+}
+
+/// The next arrival of which lines are not taken.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Next {
+    pub(crate) arrival: Arrival,
+    pub(crate) before: Progress,
+    pub(crate) after: Progress,
+}
+
+/// What [`Arrivals::next`] found.
+#[derive(Debug)]
+pub(crate) enum Walk {
+    Next(Box<Next>),
+    Nothing,
+    WouldBlock,
+}
+
+impl Arrivals {
+    /// Everything behind `at`.
+    pub(crate) fn new(journal: JournalReader, at: Progress) -> Self {
+        Self { journal, at, taken: at.streams.map(|stream| stream.lines) }
+    }
+
+    /// The next arrival with lines that are not taken. It stays the next one until they are: an arrival that is
+    /// still in `tail` can grow before it gets into the journal.
+    pub(crate) fn next(&mut self, journal_end: u64, tail: &[Arrival], io: Io) -> Result<Walk, LogError> {
+        while self.at.journal < journal_end {
+            match self.journal.at(self.at.journal, io)? {
+                Entry::WouldBlock => return Ok(Walk::WouldBlock),
+                Entry::Record(Record::Arrival(arrival), behind) => {
+                    let mut after = self.at;
+                    if !after.advance(&arrival) {
+                        return Ok(Walk::Nothing);
+                    }
+                    after.journal = behind;
+                    if self.has_news(&arrival, &after) {
+                        return Ok(Walk::Next(Box::new(Next { arrival, before: self.at, after })));
+                    }
+                    self.at = after;
+                }
+                Entry::Record(Record::Start(_), behind) => self.at.journal = behind,
+                Entry::Record(Record::End(_), _) | Entry::Nothing | Entry::Damaged => {
+                    return Ok(Walk::Nothing);
+                }
+            }
+        }
+        let mut before = self.at;
+        for &arrival in tail {
+            let mut after = before;
+            if !after.advance(&arrival) {
+                break;
+            }
+            if self.has_news(&arrival, &after) {
+                return Ok(Walk::Next(Box::new(Next { arrival, before, after })));
+            }
+            before = after;
+        }
+        Ok(Walk::Nothing)
+    }
+
+    /// Counts the next arrival as taken whole.
+    pub(crate) fn take(&mut self, next: &Next) {
+        let stream = next.arrival.stream.index();
+        self.taken[stream] = self.taken[stream].max(next.after.streams[stream].lines);
+    }
+
+    fn has_news(&self, arrival: &Arrival, after: &Progress) -> bool {
+        let stream = arrival.stream.index();
+        after.streams[stream].lines > self.taken[stream]
+    }
+}

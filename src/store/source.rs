@@ -1,0 +1,567 @@
+//! Reading a run that is kept in files: from where it was asked for, through the backlog, into what is being
+//! written.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::error::LogError;
+use crate::index::Index;
+use crate::index::progress::{GapAt, Progress};
+use crate::journal::{Arrival, What};
+use crate::line::{LineNumber, Stream, UnixMicros, View};
+use crate::logfile::{Fetched, Io, ReadFile};
+use crate::run::{Gap, GapReason};
+use crate::store::follow::{Source, Step};
+use crate::store::lines::{LineReader, Reach, Taken};
+use crate::store::live::{LiveRun, State};
+use crate::store::marks::{Arrivals, JournalReader, Next, Walk};
+use crate::store::{Batch, LineTime, ReadEnd, ReadEvent, ReadOptions, Start};
+
+/// Looks up places in a run: in what waits for the index, in the index, and without one in the journal.
+#[derive(Clone, Copy)]
+pub(crate) struct Places<'a> {
+    pub(crate) run: &'a LiveRun,
+    pub(crate) index: Option<&'a Index>,
+}
+
+impl Places<'_> {
+    /// A place in a log file with at most `line` lines before it: (lines before, byte offset).
+    pub(crate) fn line_floor(&self, stream: Stream, line: u64) -> Result<(u64, u64), LogError> {
+        if line == 0 {
+            return Ok((0, 0));
+        }
+        if let Some(waiting) = self.run.state().waiting_line_floor(stream, line) {
+            return Ok(waiting);
+        }
+        let found = match (self.index, self.run.number) {
+            (Some(index), Some(number)) => self.trusted(index.line_floor(number, stream, line)),
+            _ => {
+                let start = Progress::start(self.run.state().run.started_at, 0);
+                let at = *self.walk_journal(start, |progress| progress.of(stream).lines <= line)?.of(stream);
+                Some((at.lines, at.line_start))
+            }
+        };
+        Ok(found.filter(|&(_, offset)| self.is_line_start(stream, offset)).unwrap_or((0, 0)))
+    }
+
+    /// The last place kept of the journal for which `is_before` holds, or its beginning.
+    pub(crate) fn progress_while(&self, is_before: impl Fn(&Progress) -> bool + Copy) -> Progress {
+        let start = {
+            let state = self.run.state();
+            if let Some(waiting) = state.waiting_place(is_before) {
+                return waiting;
+            }
+            Progress::start(state.run.started_at, 0)
+        };
+        let (Some(index), Some(number)) = (self.index, self.run.number) else { return start };
+        self.trusted(index.progress_while(number, is_before)).unwrap_or(start)
+    }
+
+    /// How many lines of a view arrived before `time`.
+    pub(crate) fn lines_before(&self, view: View, time: UnixMicros) -> Result<u64, LogError> {
+        let (over, has_journal) = {
+            let state = self.run.state();
+            (state.run.state.ended(), state.has_journal)
+        };
+        if !has_journal {
+            // Nothing is known of times but when the run ended.
+            let all = over.is_some_and(|ended| ended < time);
+            return Ok(if all { self.run.state().lines(view) } else { 0 });
+        }
+        let place = self.progress_while(|progress| progress.time < time);
+        let last = self.walk_journal(place, |progress| progress.time < time)?;
+        Ok(lines_of(&last, view))
+    }
+
+    /// An index that fails costs speed and nothing else.
+    fn trusted<T>(&self, answer: Result<Option<T>, LogError>) -> Option<T> {
+        answer.unwrap_or_else(|error| {
+            tracing::warn!(%error, run = %self.run.id, "reading without the index");
+            None
+        })
+    }
+
+    /// Whether a line can begin here: the index may be older than the file, or damaged.
+    fn is_line_start(&self, stream: Stream, offset: u64) -> bool {
+        if offset == 0 {
+            return true;
+        }
+        let before = ReadFile::open(&self.run.folder.log(stream))
+            .and_then(|mut file| file.read(offset - 1, 1, Io::MayBlock));
+        let sound = matches!(before, Ok(Fetched::Bytes(byte)) if byte == "\n");
+        if !sound {
+            tracing::error!(run = %self.run.id, %stream, offset, "the index points into a line; scanning instead");
+        }
+        sound
+    }
+
+    /// Goes on from `place` for as long as `is_before` holds behind the next arrival.
+    fn walk_journal(
+        &self,
+        place: Progress,
+        is_before: impl Fn(&Progress) -> bool,
+    ) -> Result<Progress, LogError> {
+        let Some(file) = ReadFile::open_if_there(&self.run.folder.journal())? else { return Ok(place) };
+        let moment = Moment::of(&self.run.state());
+        let mut arrivals = Arrivals::new(JournalReader::new(file), place);
+        let mut last = place;
+        while let Walk::Next(next) = arrivals.next(moment.progress.journal, &moment.tail, Io::MayBlock)? {
+            if !is_before(&next.after) {
+                break;
+            }
+            arrivals.take(&next);
+            last = next.after;
+        }
+        Ok(last)
+    }
+}
+
+/// A read of one run.
+pub(crate) struct FileSource {
+    run: Arc<LiveRun>,
+    view: View,
+    follow: bool,
+    batch_bytes: usize,
+    /// Lines that may still be given.
+    left: u64,
+    /// The position behind the last line given.
+    position: LineNumber,
+    readers: [Option<LineReader>; 2],
+    order: Order,
+    index: Option<Arc<Index>>,
+    /// Set when the store is being closed.
+    closed: Arc<AtomicBool>,
+}
+
+/// Where the order of lines comes from.
+enum Order {
+    /// There is only one stream, and nobody asks for times: the file says it all.
+    File(Stream),
+    /// The journal says when lines of which stream arrived.
+    Journal(Box<JournalOrder>),
+}
+
+struct JournalOrder {
+    arrivals: Arrivals,
+    /// The place that is sought first: so many lines of the view lie before it.
+    seek: Option<u64>,
+    plan: Option<Plan>,
+}
+
+/// Lines of one stream that come next.
+struct Plan {
+    stream: Stream,
+    /// Lines of the stream before the end of the plan.
+    until_line: u64,
+    /// Where it ends in the file.
+    end: u64,
+    times: Vec<LineTime>,
+}
+
+/// What a source looks at in a run's state, all at one moment.
+struct Moment {
+    visible: [u64; 2],
+    progress: Progress,
+    tail: Vec<Arrival>,
+    gaps: Arc<Vec<GapAt>>,
+    over: bool,
+}
+
+impl Moment {
+    fn of(state: &State) -> Self {
+        Self {
+            visible: state.visible,
+            progress: state.progress,
+            tail: state.tail.clone(),
+            gaps: Arc::clone(&state.gaps),
+            over: state.run.state.is_over(),
+        }
+    }
+
+    fn gaps_of(&self, stream: Stream) -> Vec<GapAt> {
+        self.gaps.iter().filter(|at| at.gap.stream == stream).copied().collect()
+    }
+}
+
+impl FileSource {
+    pub(crate) fn open(
+        run: Arc<LiveRun>,
+        index: Option<Arc<Index>>,
+        closed: Arc<AtomicBool>,
+        options: &ReadOptions,
+    ) -> Result<Self, LogError> {
+        let has_journal = run.state().has_journal;
+        let position = match options.start {
+            Start::After(line) => line.0,
+            Start::LastLines { count, after } => {
+                run.state().lines(options.view).saturating_sub(count).max(after.0)
+            }
+            Start::Since(time) => {
+                Places { run: &run, index: index.as_deref() }.lines_before(options.view, time)?
+            }
+        };
+        let mut source = Self {
+            view: options.view,
+            follow: options.follow,
+            batch_bytes: options.batch_bytes.clamp(1, Batch::MAX_LINE_BYTES),
+            left: options.limit.unwrap_or(u64::MAX),
+            position: LineNumber::START,
+            readers: [None, None],
+            order: Order::File(Stream::Stdout),
+            index,
+            closed,
+            run,
+        };
+        source.position = LineNumber(position);
+        source.order = match options.view {
+            View::One(stream) if !options.times || !has_journal => {
+                let place = source.places().line_floor(stream, position)?;
+                source.open_reader(stream, place, position)?;
+                Order::File(stream)
+            }
+            _ => Order::Journal(Box::new(source.open_journal(position)?)),
+        };
+        Ok(source)
+    }
+
+    fn places(&self) -> Places<'_> {
+        Places { run: &self.run, index: self.index.as_deref() }
+    }
+
+    fn open_journal(&self, position: u64) -> Result<JournalOrder, LogError> {
+        let view = self.view;
+        let at = self.places().progress_while(|at| lines_of(at, view) <= position);
+        let journal = ReadFile::open_if_there(&self.run.folder.journal())?;
+        let file = match journal {
+            Some(file) => file,
+            None => ReadFile::open(Path::new("/dev/null"))?,
+        };
+        let mut arrivals = Arrivals::new(JournalReader::new(file), at);
+        if let View::One(stream) = view {
+            let other = 1 - stream.index();
+            arrivals.taken[other] = u64::MAX;
+        }
+        Ok(JournalOrder { arrivals, seek: Some(position), plan: None })
+    }
+
+    /// Opens the reader of a stream at a place, to give the lines behind `line`.
+    fn open_reader(
+        &mut self,
+        stream: Stream,
+        place: (u64, u64),
+        line: u64,
+    ) -> Result<&mut LineReader, LogError> {
+        let file = match ReadFile::open_if_there(&self.run.folder.log(stream))? {
+            Some(file) => file,
+            // A stream that was never written has no file; one that should have a file is found missing.
+            None => ReadFile::open(Path::new("/dev/null"))?,
+        };
+        let mut reader = LineReader::new(stream, file, place, self.batch_bytes);
+        reader.skip_to(line);
+        Ok(self.readers[stream.index()].insert(reader))
+    }
+
+    /// The next event in the order of one file.
+    fn next_in_file(&mut self, stream: Stream, moment: &Moment, io: Io) -> Result<Option<Step>, LogError> {
+        let Some(reader) = &mut self.readers[stream.index()] else { return Ok(None) };
+        let gaps = moment.gaps_of(stream);
+        let end = moment.visible[stream.index()];
+        let reach = Reach { lines: self.left, end, ended: moment.over, gaps: &gaps };
+        match reader.next(reach, io)? {
+            Taken::Lines(batch) => Ok(Some(self.give(batch))),
+            Taken::Gap(gap) => {
+                self.position = LineNumber(reader.line());
+                Ok(Some(Step::Event(ReadEvent::Gap { gap, next: self.position })))
+            }
+            Taken::Nothing => Ok(None),
+            Taken::Missing if io == Io::CachedOnly => Ok(Some(Step::WouldBlock)),
+            Taken::Missing => Ok(Some(self.missing(stream, moment))),
+            Taken::WouldBlock => Ok(Some(Step::WouldBlock)),
+        }
+    }
+
+    /// Hands out a batch of the view.
+    fn give(&mut self, mut batch: Batch) -> Step {
+        batch.first_position = self.position.plus(1);
+        self.position = self.position.plus(batch.lines);
+        self.left -= batch.lines;
+        Step::Event(ReadEvent::Lines(batch))
+    }
+
+    /// Says that a file ends before the run's output does, and goes to the end of what there was.
+    fn missing(&mut self, stream: Stream, moment: &Moment) -> Step {
+        let lines = self.run.state().lines(View::One(stream));
+        let end = moment.visible[stream.index()];
+        let Some(reader) = &mut self.readers[stream.index()] else { return Step::CaughtUp };
+        let gap = Gap {
+            stream,
+            after: LineNumber(reader.line()),
+            lines: lines.saturating_sub(reader.line()),
+            bytes: end.saturating_sub(reader.offset()),
+            reason: GapReason::Corrupt,
+        };
+        tracing::error!(run = %self.run.id, %stream, lines = gap.lines, "a log file is shorter than what was written to it");
+        reader.jump(lines, end);
+        self.position = self.position.plus(gap.lines);
+        Step::Event(ReadEvent::Gap { gap, next: self.position })
+    }
+
+    /// The next event in the order of the journal.
+    fn next_in_journal(
+        &mut self,
+        order: &mut JournalOrder,
+        moment: &Moment,
+        io: Io,
+    ) -> Result<Option<Step>, LogError> {
+        if let Some(seek) = order.seek {
+            match self.seek(&mut order.arrivals, seek, moment, io)? {
+                Sought::Found => order.seek = None,
+                Sought::NotYet if !moment.over => return Ok(None),
+                Sought::NotYet => {
+                    self.seek_behind_journal(&mut order.arrivals, seek);
+                    order.seek = None;
+                }
+                Sought::WouldBlock => return Ok(Some(Step::WouldBlock)),
+            }
+        }
+        loop {
+            if let Some(plan) = &order.plan {
+                match self.follow_plan(plan, moment, io)? {
+                    Some(step) => return Ok(Some(step)),
+                    None => order.plan = None,
+                }
+            }
+            match order.arrivals.next(moment.progress.journal, &moment.tail, io)? {
+                Walk::WouldBlock => return Ok(Some(Step::WouldBlock)),
+                Walk::Next(next) => match next.arrival.what {
+                    What::Gap(reason) => return self.give_gap(&mut order.arrivals, &next, reason).map(Some),
+                    What::Mark { .. } => {
+                        order.plan = Some(self.make_plan(&mut order.arrivals, &next, moment, io)?)
+                    }
+                },
+                Walk::Nothing if moment.over => return self.next_behind_journal(&order.arrivals, moment, io),
+                Walk::Nothing => return Ok(None),
+            }
+        }
+    }
+
+    /// Walks the journal to the place with `line` lines before it.
+    fn seek(&self, arrivals: &mut Arrivals, line: u64, moment: &Moment, io: Io) -> Result<Sought, LogError> {
+        loop {
+            let here = self.taken(arrivals);
+            if here >= line {
+                return Ok(Sought::Found);
+            }
+            let next = match arrivals.next(moment.progress.journal, &moment.tail, io)? {
+                Walk::Next(next) => next,
+                Walk::Nothing => return Ok(Sought::NotYet),
+                Walk::WouldBlock => return Ok(Sought::WouldBlock),
+            };
+            let taken = &mut arrivals.taken[next.arrival.stream.index()];
+            let fresh = next.after.of(next.arrival.stream).lines - *taken;
+            *taken += fresh.min(line - here);
+        }
+    }
+
+    /// Lines of the view that are taken.
+    fn taken(&self, arrivals: &Arrivals) -> u64 {
+        match self.view {
+            View::One(stream) => arrivals.taken[stream.index()],
+            View::All => arrivals.taken.iter().sum(),
+        }
+    }
+
+    /// What is sought lies behind the journal's end: in lines that no mark tells of, standard output's first.
+    fn seek_behind_journal(&self, arrivals: &mut Arrivals, line: u64) {
+        let mut missing = line - self.taken(arrivals);
+        for stream in self.streams() {
+            let taken = &mut arrivals.taken[stream.index()];
+            let step = missing.min(self.run.state().lines(View::One(stream)).saturating_sub(*taken));
+            *taken += step;
+            missing -= step;
+        }
+    }
+
+    fn streams(&self) -> Vec<Stream> {
+        match self.view {
+            View::One(stream) => vec![stream],
+            View::All => Stream::BOTH.to_vec(),
+        }
+    }
+
+    /// Gathers marks of one stream, as long as no other stream's lines come between.
+    fn make_plan(
+        &self,
+        arrivals: &mut Arrivals,
+        first: &Next,
+        moment: &Moment,
+        io: Io,
+    ) -> Result<Plan, LogError> {
+        let stream = first.arrival.stream;
+        let begin = first.before.of(stream);
+        let from = arrivals.taken[stream.index()];
+        let mut plan = Plan {
+            stream,
+            until_line: first.after.of(stream).lines,
+            end: first.after.of(stream).line_start,
+            times: vec![LineTime { from: LineNumber(from + 1), time: first.after.time }],
+        };
+        arrivals.take(first);
+        while plan.end - begin.line_start < self.batch_bytes as u64
+            && let Walk::Next(next) = arrivals.next(moment.progress.journal, &moment.tail, io)?
+            && next.arrival.stream == stream
+            && matches!(next.arrival.what, What::Mark { .. })
+        {
+            plan.times.push(LineTime { from: LineNumber(plan.until_line + 1), time: next.after.time });
+            plan.until_line = next.after.of(stream).lines;
+            plan.end = next.after.of(stream).line_start;
+            arrivals.take(&next);
+        }
+        Ok(plan)
+    }
+
+    /// Gives the next lines of a plan; `None` when it is done.
+    fn follow_plan(&mut self, plan: &Plan, moment: &Moment, io: Io) -> Result<Option<Step>, LogError> {
+        let first = plan.times.first().map_or(0, |time| time.from.0 - 1);
+        let stream = plan.stream;
+        if self.readers[stream.index()].is_none() {
+            let place = self.places().line_floor(stream, first)?;
+            self.open_reader(stream, place, first)?;
+        }
+        let Some(reader) = &mut self.readers[stream.index()] else { return Ok(None) };
+        let lines = plan.until_line.saturating_sub(reader.line()).min(self.left);
+        if lines == 0 {
+            return Ok(None);
+        }
+        let gaps = moment.gaps_of(stream);
+        match reader.next(Reach { lines, end: plan.end, ended: false, gaps: &gaps }, io)? {
+            Taken::Lines(mut batch) => {
+                batch.times = times_of(&plan.times, batch.first_line, batch.lines);
+                Ok(Some(self.give(batch)))
+            }
+            Taken::Gap(_) => self.follow_plan(plan, moment, io),
+            Taken::Missing if io == Io::CachedOnly => Ok(Some(Step::WouldBlock)),
+            Taken::Missing => Ok(Some(self.missing(stream, moment))),
+            Taken::Nothing | Taken::WouldBlock => Ok(Some(Step::WouldBlock)),
+        }
+    }
+
+    fn give_gap(
+        &mut self,
+        arrivals: &mut Arrivals,
+        next: &Next,
+        reason: GapReason,
+    ) -> Result<Step, LogError> {
+        let stream = next.arrival.stream;
+        let before = next.before.of(stream);
+        arrivals.take(next);
+        let gap = Gap {
+            stream,
+            after: LineNumber(before.lines),
+            lines: next.arrival.lines,
+            bytes: next.arrival.bytes,
+            reason,
+        };
+        let behind = (next.after.of(stream).lines, next.after.of(stream).line_start);
+        match &mut self.readers[stream.index()] {
+            Some(reader) => reader.jump(behind.0, behind.1),
+            None => {
+                self.open_reader(stream, behind, behind.0)?;
+            }
+        }
+        self.position = self.position.plus(gap.lines);
+        Ok(Step::Event(ReadEvent::Gap { gap, next: self.position }))
+    }
+
+    /// What no mark tells of, once the run is over: an unterminated last line, or all of a run without a journal.
+    fn next_behind_journal(
+        &mut self,
+        arrivals: &Arrivals,
+        moment: &Moment,
+        io: Io,
+    ) -> Result<Option<Step>, LogError> {
+        for stream in self.streams() {
+            if self.readers[stream.index()].is_none() {
+                let line = arrivals.taken[stream.index()];
+                let place = self.places().line_floor(stream, line)?;
+                self.open_reader(stream, place, line)?;
+            }
+            let mut step = self.next_in_file(stream, moment, io)?;
+            if let Some(Step::Event(ReadEvent::Lines(batch))) = &mut step
+                && moment.progress.journal > 0
+            {
+                // The end of these lines came with the end of the run's output.
+                batch.times = vec![LineTime { from: batch.first_line, time: moment.progress.time }];
+            }
+            if step.is_some() {
+                return Ok(step);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Why there is nothing more, if the read is at its end.
+    fn end(&self) -> Option<ReadEnd> {
+        let state = self.run.state();
+        if let Some(tombstone) = &state.evicted {
+            Some(ReadEnd::Evicted(tombstone.clone()))
+        } else if state.run.state.is_over() {
+            Some(ReadEnd::Complete(Box::new(state.metadata())))
+        } else if !self.follow || self.left == 0 {
+            Some(ReadEnd::Running { next: self.position })
+        } else {
+            None
+        }
+    }
+}
+
+enum Sought {
+    Found,
+    NotYet,
+    WouldBlock,
+}
+
+impl Source for FileSource {
+    fn next(&mut self, io: Io) -> Result<Step, LogError> {
+        if self.closed.load(Ordering::Acquire) {
+            return Ok(Step::Event(ReadEvent::End(ReadEnd::Shutdown)));
+        }
+        if self.left > 0 {
+            // The moment is taken before the files are looked at: a run that ends in between is asked once more.
+            let moment = Moment::of(&self.run.state());
+            let step = match std::mem::replace(&mut self.order, Order::File(Stream::Stdout)) {
+                Order::File(stream) => {
+                    self.order = Order::File(stream);
+                    self.next_in_file(stream, &moment, io)?
+                }
+                Order::Journal(mut order) => {
+                    let step = self.next_in_journal(&mut order, &moment, io);
+                    self.order = Order::Journal(order);
+                    step?
+                }
+            };
+            if let Some(step) = step {
+                return Ok(step);
+            }
+            if !moment.over && self.run.is_over() {
+                return self.next(io);
+            }
+        }
+        Ok(self.end().map_or(Step::CaughtUp, |end| Step::Event(ReadEvent::End(end))))
+    }
+}
+
+fn lines_of(progress: &Progress, view: View) -> u64 {
+    match view {
+        View::One(stream) => progress.of(stream).lines,
+        View::All => progress.lines(),
+    }
+}
+
+/// The times that matter for lines of a batch.
+fn times_of(times: &[LineTime], first: LineNumber, lines: u64) -> Vec<LineTime> {
+    let last = LineNumber(first.0 + lines - 1);
+    let begin = times.partition_point(|time| time.from <= first).saturating_sub(1);
+    times[begin..].iter().take_while(|time| time.from <= last).copied().collect()
+}
