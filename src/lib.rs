@@ -4,6 +4,7 @@
 mod error;
 mod line;
 mod run;
+mod runner;
 mod store;
 mod wire;
 
@@ -12,6 +13,10 @@ pub use line::{ByteOffset, InvalidTime, LineNumber, Stream, UnixMicros, UnknownV
 pub use run::{
     Completion, Exit, FORMAT_VERSION, Gap, GapReason, InvalidId, JobMetadata, JobRunId, MissingDeps,
     PartitionRef, RunSpec, RunState, StateKind, StreamTotals, Tombstone, UnknownState,
+};
+pub use runner::{
+    JobCommand, JobEnd, JobEvent, JobInput, JobSignal, RunnerError, RunnerOptions, SubProcessBackend,
+    SubProcessRunning, Tee,
 };
 pub use store::{
     Batch, CutLine, Line, LineTime, Lines, LogStore, MemoryLogStore, Outcome, ReadEnd, ReadEvent,
