@@ -147,3 +147,144 @@ fn start_process(
     let pump = Pump::new(child, Arc::clone(&control), Arc::clone(events), options.outlive_grace);
     Ok(Started { control, pump, hand_over })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::LogError;
+    use crate::line::{Stream, UnixMicros};
+    use crate::run::{JobMetadata, JobRunId, RunSpec};
+
+    /// A disk of which the test decides what it does.
+    struct Disk {
+        id: JobRunId,
+        on_append: Box<dyn FnMut(&[u8]) -> Result<(), LogError> + Send>,
+        on_flush: Box<dyn FnMut() + Send>,
+    }
+
+    impl RunWriter for Disk {
+        fn id(&self) -> &JobRunId {
+            &self.id
+        }
+
+        fn append(&mut self, _: Stream, bytes: &[u8]) -> Result<(), LogError> {
+            (self.on_append)(bytes)
+        }
+
+        fn flush(&mut self) -> Result<(), LogError> {
+            (self.on_flush)();
+            Ok(())
+        }
+
+        fn finish(self: Box<Self>, end: RunEnd) -> Result<JobMetadata, LogError> {
+            let mut run = JobMetadata::started(RunSpec::new(self.id), UnixMicros::now());
+            end.apply_to(&mut run);
+            Ok(run)
+        }
+    }
+
+    fn start(
+        script: &str,
+        on_append: impl FnMut(&[u8]) -> Result<(), LogError> + Send + 'static,
+        on_flush: impl FnMut() + Send + 'static,
+    ) -> SubProcessRunning {
+        let id = JobRunId::generate();
+        let job = JobCommand::new(RunSpec::new(id.clone()), ["sh", "-c", script]);
+        let disk = Disk { id, on_append: Box::new(on_append), on_flush: Box::new(on_flush) };
+        launch(Box::new(disk), job, RunnerOptions::default()).unwrap()
+    }
+
+    fn end(running: &SubProcessRunning) -> Arc<JobEnd> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let wait = async { tokio::time::timeout(Duration::from_secs(120), running.wait()).await };
+        runtime.block_on(wait).expect("no end in sight")
+    }
+
+    fn channel_writer<T: Send + 'static>(sender: &mpsc::Sender<T>) -> impl FnMut(T) + Send + use<T> {
+        let sender = sender.clone();
+        move |item| drop(sender.send(item))
+    }
+
+    #[test]
+    fn a_full_disk_does_not_hurt_the_job() {
+        let (sender, received) = mpsc::channel();
+        let mut count = channel_writer(&sender);
+        let refuse = move |bytes: &[u8]| {
+            count(bytes.len());
+            Err(LogError::Io {
+                doing: "appending to",
+                path: "disk".into(),
+                source: io::ErrorKind::StorageFull.into(),
+            })
+        };
+        drop(sender);
+        let running = start("head -c 3000000 /dev/zero; exit 4", refuse, || {});
+        assert_eq!(end(&running).outcome, Outcome::Exited(Exit::Code(4)));
+        assert_eq!(received.iter().sum::<usize>(), 3_000_000, "every byte was offered");
+    }
+
+    #[test]
+    fn a_line_of_100_mb_passes_through_one_buffer() {
+        let (sender, received) = mpsc::channel();
+        let mut count = channel_writer(&sender);
+        let append = move |bytes: &[u8]| {
+            count(bytes.len());
+            Ok(())
+        };
+        drop(sender);
+        let running = start("head -c 100000000 /dev/zero | tr '\\0' D", append, || {});
+        assert_eq!(end(&running).exit(), Some(Exit::Code(0)));
+        let batches: Vec<usize> = received.iter().collect();
+        assert_eq!(batches.iter().sum::<usize>(), 100_000_000);
+        assert!(batches.iter().all(|&length| length <= 256 * 1024), "{:?}", batches.iter().max());
+    }
+
+    #[test]
+    fn a_stalled_disk_blocks_neither_the_caller_nor_a_cancel() {
+        let (entered, is_in) = mpsc::channel();
+        let (release, released) = mpsc::channel::<()>();
+        let mut entered = channel_writer(&entered);
+        let stall = move |_: &[u8]| {
+            entered(());
+            let _ = released.recv();
+            Ok(())
+        };
+        let mut running = start("echo x; sleep 1000", stall, || {});
+        is_in.recv_timeout(Duration::from_secs(60)).unwrap();
+        // The pump is in the disk's hands now, and stays there until `release`.
+        assert!(running.poll().is_empty());
+        assert!(!running.has_ended());
+        running.cancel();
+        while running.control.exit() == control::Exited::No {
+            assert!(running.poll().is_empty());
+        }
+        drop(release);
+        assert_eq!(end(&running).outcome, Outcome::Cancelled(Exit::Signal(15)));
+    }
+
+    #[test]
+    fn what_came_is_flushed_when_the_job_goes_quiet() {
+        let (sender, received) = mpsc::channel();
+        let (mut appended, mut flushed) = (channel_writer(&sender), channel_writer(&sender));
+        let append = move |bytes: &[u8]| {
+            appended(String::from_utf8_lossy(bytes).into_owned());
+            Ok(())
+        };
+        let running = start("echo x; sleep 1000", append, move || flushed("flush".to_owned()));
+        let next = || received.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert_eq!((next(), next()), ("x\n".to_owned(), "flush".to_owned()));
+        running.cancel();
+        end(&running);
+        drop(sender);
+        assert_eq!(received.iter().count(), 0, "one flush is enough");
+    }
+
+    #[test]
+    fn whoever_waits_is_told_even_when_the_pump_breaks() {
+        let running = start("echo x", |_| panic!("this panic is part of the test"), || {});
+        let end = end(&running);
+        assert_eq!(end.outcome, Outcome::Lost);
+        assert!(end.metadata.is_err());
+        assert!(!running.forward(JobSignal::Terminate));
+    }
+}

@@ -1,1 +1,2 @@
 //! The integration tests, one binary: link time is felt every day.
+mod runner;
