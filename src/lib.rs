@@ -13,6 +13,7 @@ mod layout;
 mod line;
 mod logfile;
 mod run;
+mod runner;
 mod store;
 mod wire;
 
@@ -26,6 +27,10 @@ pub use line::{ByteOffset, InvalidTime, LineNumber, Stream, UnixMicros, UnknownV
 pub use run::{
     Completion, Exit, FORMAT_VERSION, Gap, GapReason, InvalidId, JobMetadata, JobRunId, MissingDeps,
     PartitionRef, RunSpec, RunState, StateKind, StreamTotals, Tombstone, UnknownState,
+};
+pub use runner::{
+    JobCommand, JobEnd, JobEvent, JobInput, JobSignal, RunnerError, RunnerOptions, SubProcessBackend,
+    SubProcessRunning, Tee,
 };
 pub use store::{
     Batch, BufferOptions, BufferedLogStore, CompositeLogStore, CompositeOptions, CutLine, FileLogStore,

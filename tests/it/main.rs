@@ -4,4 +4,5 @@
 mod cli;
 mod conformance;
 mod http;
+mod runner;
 mod support;

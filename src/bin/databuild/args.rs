@@ -6,6 +6,8 @@ use std::str::FromStr;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use databuild_logs::StateKind;
 
+use crate::run;
+
 /// Runs jobs, keeps their logs, and shows them while they are written and after.
 #[derive(Debug, Parser)]
 #[command(name = "databuild", version, arg_required_else_help = true)]
@@ -39,6 +41,7 @@ pub(crate) enum ColorWhen {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Run(run::RunArgs),
     /// Serve the logs in a folder over HTTP
     Serve(ServeArgs),
     /// Show the log of a run

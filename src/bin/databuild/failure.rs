@@ -28,6 +28,8 @@ pub(crate) enum Code {
     Usage = 2,
     NotFound = 3,
     Unreachable = 5,
+    /// Of `databuild run`, whose lower codes are the command's.
+    NotRecorded = 125,
     Interrupted = 130,
 }
 
@@ -51,6 +53,11 @@ impl Failure {
     pub(crate) fn line(mut self, line: impl Display) -> Self {
         self.details.push(line.to_string());
         self
+    }
+
+    /// The same with another code.
+    pub(crate) fn with(self, code: Code) -> Self {
+        Self { code, ..self }
     }
 
     pub(crate) fn message(&self) -> &str {

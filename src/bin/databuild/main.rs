@@ -5,6 +5,7 @@ mod failure;
 mod locate;
 mod logs;
 mod printing;
+mod run;
 mod runs;
 mod serve;
 mod settings;
@@ -17,13 +18,17 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use args::{Cli, Command};
-use failure::Failure;
+use failure::{Code, Failure};
 use settings::Settings;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let settings = Settings::new(cli.globals);
     let done = match cli.command {
+        Command::Run(args) => match settings.log_dir() {
+            Ok(dir) => Ok(run::run(args, &dir.value)),
+            Err(failure) => Err(failure.with(Code::NotRecorded)),
+        },
         Command::Serve(args) => serve::run(args, &settings),
         Command::Logs(args) => logs::run(args, &settings),
         Command::Runs(args) => runs::run(args, &settings),

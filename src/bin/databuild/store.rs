@@ -3,16 +3,16 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use databuild_logs::{LogError, LogStore, MemoryLogStore};
+use databuild_logs::{FileLogStore, FileStoreOptions, LogError, LogStore};
 
 /// The store of a service: it holds the index, and keeps others from holding it.
-pub(crate) fn open_for_service(_dir: &Path) -> Result<Arc<dyn LogStore>, LogError> {
-    Ok(Arc::new(MemoryLogStore::new()))
+pub(crate) fn open_for_service(dir: &Path) -> Result<Arc<dyn LogStore>, LogError> {
+    Ok(Arc::new(FileLogStore::open(dir, FileStoreOptions::default())?))
 }
 
 /// The folder without its index, for any number of processes at once.
-pub(crate) fn open_folder(_dir: &Path) -> Result<Arc<dyn LogStore>, LogError> {
-    Ok(Arc::new(MemoryLogStore::new()))
+pub(crate) fn open_folder(dir: &Path) -> Result<Arc<dyn LogStore>, LogError> {
+    Ok(Arc::new(FileLogStore::open_folder(dir, FileStoreOptions::default())?))
 }
 
 /// Makes a call that may wait for a disk.
