@@ -2,6 +2,7 @@
 
 mod client;
 mod errors;
+mod folder;
 mod follow;
 mod logs;
 mod runs;

@@ -5,7 +5,7 @@ use rustix::process::Signal;
 use crate::support::cli::{Databuild, NOBODY, Running};
 
 /// A service on a free port, and where it is.
-fn serving(databuild: &Databuild) -> (Running, String) {
+pub(super) fn serving(databuild: &Databuild) -> (Running, String) {
     let service = databuild.start(&["serve", "--listen", "127.0.0.1:0"]);
     service.wait_for("listening on http://127.0.0.1:");
     let said = service.stderr();
