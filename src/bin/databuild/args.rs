@@ -8,9 +8,13 @@ use databuild_logs::StateKind;
 
 use crate::run;
 
+const EXIT_CODES: &str = "\
+Exit codes: 0 done, 1 failed, 2 not understood, 3 no such run, 5 no service answers, 130 after Ctrl-C. `databuild run` \
+and `databuild logs --exit-status` exit with the code of the job.";
+
 /// Runs jobs, keeps their logs, and shows them while they are written and after.
 #[derive(Debug, Parser)]
-#[command(name = "databuild", version, arg_required_else_help = true)]
+#[command(name = "databuild", version, arg_required_else_help = true, after_help = EXIT_CODES)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) globals: Globals,

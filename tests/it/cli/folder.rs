@@ -95,3 +95,26 @@ fn a_log_folder_that_cannot_be_made_or_written_is_named() {
         run.says("databuild: ").says(dir);
     }
 }
+
+#[test]
+fn a_service_that_is_killed_and_started_again_costs_no_line() {
+    let databuild = Databuild::new();
+    let (service, url) = serving(&databuild);
+    let gate = |n: u32| databuild.home.path().join(format!("gate-{n}"));
+    let wait = |n: u32| format!("until [ -e {} ]; do sleep 0.01; done", gate(n).display());
+    let script = format!("echo 1; {}; echo 2; {}; echo 3", wait(1), wait(2));
+    let run = databuild.start(&["run", "--quiet", "--id", "r", "--", "sh", "-c", &script]);
+    let mut follower = Databuild::asking(&url).start(&["logs", "-f", "r"]);
+    assert_eq!(follower.line(), "1");
+    service.signal(rustix::process::Signal::KILL);
+    assert_eq!(service.done().code, None);
+    std::fs::write(gate(1), "").unwrap();
+    let again = databuild.start(&["serve", "--listen", url.strip_prefix("http://").unwrap()]);
+    again.wait_for("listening on ");
+    assert_eq!(follower.line(), "2");
+    std::fs::write(gate(2), "").unwrap();
+    assert_eq!(follower.line(), "3");
+    let done = follower.done().code(0).says("run r succeeded");
+    assert_eq!(done.text(), "1\n2\n3\n");
+    run.done().code(0);
+}
