@@ -156,13 +156,17 @@ mod tests {
     use crate::run::{JobMetadata, JobRunId, RunSpec};
 
     /// A disk of which the test decides what it does.
-    struct Disk {
+    struct Disk<A, F> {
         id: JobRunId,
-        on_append: Box<dyn FnMut(&[u8]) -> Result<(), LogError> + Send>,
-        on_flush: Box<dyn FnMut() + Send>,
+        on_append: A,
+        on_flush: F,
     }
 
-    impl RunWriter for Disk {
+    impl<A, F> RunWriter for Disk<A, F>
+    where
+        A: FnMut(&[u8]) -> Result<(), LogError> + Send,
+        F: FnMut() + Send,
+    {
         fn id(&self) -> &JobRunId {
             &self.id
         }
@@ -190,8 +194,7 @@ mod tests {
     ) -> SubProcessRunning {
         let id = JobRunId::generate();
         let job = JobCommand::new(RunSpec::new(id.clone()), ["sh", "-c", script]);
-        let disk = Disk { id, on_append: Box::new(on_append), on_flush: Box::new(on_flush) };
-        launch(Box::new(disk), job, RunnerOptions::default()).unwrap()
+        launch(Box::new(Disk { id, on_append, on_flush }), job, RunnerOptions::default()).unwrap()
     }
 
     fn end(running: &SubProcessRunning) -> Arc<JobEnd> {

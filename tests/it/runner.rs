@@ -1,4 +1,5 @@
 //! Real jobs, recorded.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on is to fail")]
 
 use std::ffi::OsString;
 use std::fs;
