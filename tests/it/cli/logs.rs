@@ -3,7 +3,7 @@
 use databuild_logs::{Exit, LogLine, Outcome, Stream};
 
 use super::{Setup, exited, numbers};
-use crate::support::cli::head;
+use crate::support::cli::{head, on_terminal};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn standard_output_is_shown_unless_another_stream_is_asked_for() {
@@ -153,4 +153,17 @@ async fn a_reader_that_has_enough_ends_it_quietly() {
     assert_eq!(head(child.stdout.take().unwrap()), "1\n");
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), ""));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_cannot_drive_the_terminal_that_it_is_shown_on() {
+    let setup = Setup::new().await;
+    setup.finished("r", "\x1b[2J\x1b]0;title\x07 10%\r20%\r\n\x1b[1mbold\x1b[m\n");
+    let shown = |args: &[&str]| on_terminal(setup.databuild.command(&[&["logs", "r"], args].concat()), 80);
+    assert_eq!(shown(&[]), "^[[2J^[]0;title^G 10%^M20%\n\x1b[1mbold\x1b[m\x1b[0m\n");
+    assert_eq!(shown(&["--color", "never"]), "^[[2J^[]0;title^G 10%^M20%\nbold\n");
+    let mut without_colour = setup.databuild.command(&["logs", "r", "--since-line", "1"]);
+    without_colour.env("NO_COLOR", "1");
+    assert_eq!(on_terminal(without_colour, 80), "bold\n");
+    assert_eq!(shown(&["-o", "json", "-n", "1"]).matches('\x1b').count(), 0);
 }

@@ -2,6 +2,8 @@
 
 use databuild_logs::{JobMetadata, Outcome, RunEnd, RunSpec, StateKind};
 
+use crate::support::cli::on_terminal;
+
 use super::{Setup, exited, run_id};
 
 fn partitioned(setup: &Setup, id: &str, partition: &str, outcome: Outcome) {
@@ -63,4 +65,14 @@ async fn states_are_coloured_on_demand() {
     assert!(setup.databuild.run(&["runs", "--color", "always"]).text().contains("\x1b[36mrunning\x1b[0m"));
     assert!(!setup.databuild.run(&["runs"]).text().contains('\x1b'));
     assert_eq!(setup.store.run(&run_id("r")).unwrap().state.kind(), StateKind::Running);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_table_fits_the_terminal() {
+    let setup = Setup::new().await;
+    partitioned(&setup, "a-rather-long-target-name-for-a-narrow-terminal", "p", exited(0));
+    let table = |columns| on_terminal(setup.databuild.command(&["runs", "--color", "never"]), columns);
+    let width = |table: String| table.lines().map(|line| line.chars().count()).max().unwrap();
+    assert_eq!(width(table(130)), 130);
+    assert!(width(table(300)) > 130);
 }

@@ -1,5 +1,6 @@
 //! The executable as a child process, and services that answer as they are told to.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
@@ -9,6 +10,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Winsize, tcsetwinsize};
 use tempfile::TempDir;
 
 /// Far longer than anything here takes: who waits so long has a child that hangs.
@@ -187,6 +190,25 @@ pub(crate) fn head(stdout: ChildStdout) -> String {
     let mut line = String::new();
     BufReader::new(stdout).read_line(&mut line).unwrap();
     line
+}
+
+/// Runs a command with a terminal as its standard output, this many columns wide, and tells what that shows.
+pub(crate) fn on_terminal(mut command: Command, columns: u16) -> String {
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&terminal).unwrap();
+    unlockpt(&terminal).unwrap();
+    let name = ptsname(&terminal, Vec::new()).unwrap().into_string().unwrap();
+    let end = File::options().read(true).write(true).open(name).unwrap();
+    let size = Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(&end, size).unwrap();
+    let mut child = command.env("TERM", "xterm").stdout(end).spawn().unwrap();
+    // The command holds the only other end left: what it still holds is closed with its configuration.
+    drop(command);
+    let mut shown = Vec::new();
+    // A terminal whose other end is gone gives an error.
+    drop(File::from(terminal).read_to_end(&mut shown));
+    assert!(child.wait().unwrap().success());
+    String::from_utf8(shown).unwrap().replace("\r\n", "\n")
 }
 
 /// Waits until this holds.
