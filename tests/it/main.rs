@@ -2,7 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "a test that unwraps an error has failed")]
 
 mod buffered;
+mod cli;
 mod composite;
 mod conformance;
+mod http;
+mod runner;
 mod store;
 mod support;

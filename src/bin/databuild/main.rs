@@ -1,1 +1,37 @@
-fn main() {}
+//! `databuild`: runs jobs, serves their logs, and shows them.
+
+mod args;
+mod failure;
+mod locate;
+mod logs;
+mod printing;
+mod run;
+mod runs;
+mod serve;
+mod settings;
+mod source;
+mod stop;
+mod store;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command};
+use failure::{Code, Failure};
+use settings::Settings;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let settings = Settings::new(cli.globals);
+    let done = match cli.command {
+        Command::Run(args) => match settings.log_dir() {
+            Ok(dir) => Ok(run::run(args, &dir.value)),
+            Err(failure) => Err(failure.with(Code::NotRecorded)),
+        },
+        Command::Serve(args) => serve::run(args, &settings),
+        Command::Logs(args) => logs::run(args, &settings),
+        Command::Runs(args) => runs::run(args, &settings),
+    };
+    done.unwrap_or_else(Failure::report)
+}

@@ -1,6 +1,10 @@
 //! What several tests need.
 
+pub(crate) mod cli;
 pub(crate) mod faulty;
+pub(crate) mod http;
+pub(crate) mod sse;
+pub(crate) mod stores;
 
 use std::time::{Duration, Instant};
 

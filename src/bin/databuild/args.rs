@@ -1,0 +1,174 @@
+//! The command line as it is written. What it means is checked by each verb.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use databuild_logs::StateKind;
+
+use crate::run;
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done, 1 failed, 2 not understood, 3 no such run, 5 no service answers, 130 after Ctrl-C. `databuild run` \
+and `databuild logs --exit-status` exit with the code of the job.";
+
+/// Runs jobs, keeps their logs, and shows them while they are written and after.
+#[derive(Debug, Parser)]
+#[command(name = "databuild", version, arg_required_else_help = true, after_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) globals: Globals,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every verb takes.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Globals {
+    /// The folder that holds the logs [env: DATABUILD_LOG_DIR] [default: /var/log/databuild, or the user's own]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) log_dir: Option<PathBuf>,
+    /// The service to ask [env: DATABUILD_LOG_SERVER] [default: http://127.0.0.1:7780]
+    #[arg(long, global = true, value_name = "URL")]
+    pub(crate) server: Option<String>,
+    /// When to use colours; NO_COLOR turns `auto` off
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub(crate) color: ColorWhen,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ColorWhen {
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Run(run::RunArgs),
+    /// Serve the logs in a folder over HTTP
+    Serve(ServeArgs),
+    /// Show the log of a run
+    Logs(LogsArgs),
+    /// List runs, newest first
+    Runs(RunsArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// Where to listen [env: DATABUILD_LOG_LISTEN] [default: 127.0.0.1:7780]; an address that other machines
+    /// reach needs a token in DATABUILD_LOG_TOKEN
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogsArgs {
+    /// The run: its id, the beginning of it, or `latest`
+    pub(crate) run: String,
+    /// Go on with new lines until the run ends; wait for one that has not started
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only the last N lines; with --follow, of those that are there already
+    #[arg(short = 'n', long, value_name = "N|all", default_value = "all", allow_negative_numbers = true)]
+    pub(crate) tail: Tail,
+    /// Only what comes after line N
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) since_line: Option<u64>,
+    #[command(flatten)]
+    pub(crate) view: ViewArgs,
+    /// Show when each line arrived; with --all, its stream too
+    #[arg(short, long)]
+    pub(crate) timestamps: bool,
+    /// text: lines; json: an object a line; raw: the bytes as they are
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) output: LogFormat,
+    /// With --follow, do not wait for a run that has not started
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+    /// Exit with the code that the run exited with
+    #[arg(long)]
+    pub(crate) exit_status: bool,
+}
+
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub(crate) struct ViewArgs {
+    /// Show standard output (the default)
+    #[arg(long)]
+    pub(crate) stdout: bool,
+    /// Show standard error
+    #[arg(long)]
+    pub(crate) stderr: bool,
+    /// Show both, in the order in which their lines arrived
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+    Raw,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunsArgs {
+    /// At most this many
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) limit: u64,
+    /// Only runs in this state: running, succeeded, failed, cancelled or lost
+    #[arg(long)]
+    pub(crate) state: Option<StateKind>,
+    /// Only runs that build this partition
+    #[arg(long)]
+    pub(crate) partition: Option<String>,
+    /// text: a table; json: an object a line
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) output: RunsFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RunsFormat {
+    Text,
+    Json,
+}
+
+/// How many of the last lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tail {
+    All,
+    Lines(u64),
+}
+
+impl FromStr for Tail {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "all" => Ok(Self::All),
+            _ if text.starts_with('+') => Err("expected a number of lines, or all"),
+            _ => text.parse().map(Self::Lines).map_err(|_| "expected a number of lines, or all"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_do_not_contradict_each_other() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_tail_is_a_number_or_all() {
+        assert_eq!("all".parse(), Ok(Tail::All));
+        assert_eq!("0".parse(), Ok(Tail::Lines(0)));
+        for bad in ["", "-1", "+1", "many", "1.5", "99999999999999999999"] {
+            assert!(bad.parse::<Tail>().is_err(), "{bad:?}");
+        }
+    }
+}

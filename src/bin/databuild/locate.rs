@@ -1,0 +1,131 @@
+//! Which run is meant, and where it is.
+
+use databuild_logs::{JobMetadata, JobRunId, RunQuery};
+
+use crate::failure::{Code, Failure};
+use crate::printing::{command, status};
+use crate::settings::Settings;
+use crate::source::{Source, SourceError};
+
+/// How many candidates of an ambiguous beginning are named.
+const CANDIDATES: usize = 10;
+
+/// How a run is named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum RunName {
+    /// The run that started last.
+    Latest,
+    /// Its id, or the beginning of it.
+    Id(JobRunId),
+}
+
+impl RunName {
+    pub(crate) fn parse(text: &str) -> Result<Self, Failure> {
+        match text {
+            "latest" => Ok(Self::Latest),
+            _ => Ok(Self::Id(text.parse()?)),
+        }
+    }
+}
+
+/// Finds a run: in the service if one answers and knows it, else in the folder. With `wait`, an id that nobody knows
+/// yet is taken as it is.
+pub(crate) async fn locate(
+    settings: &Settings,
+    name: &RunName,
+    wait: bool,
+) -> Result<(Source, JobRunId), Failure> {
+    let (client, chosen) = settings.client()?;
+    let service = Source::Service(client);
+    let silence = match find(&service, name).await {
+        Ok(found) => match found.one(name)? {
+            Some(id) => return Ok((service, id)),
+            None => None,
+        },
+        Err(error) if error.none_answers() => Some(error),
+        Err(error) => return Err(error.into()),
+    };
+    let folder = settings.folder().await;
+    if let Ok(Some(folder)) = &folder
+        && let Some(id) = find(folder, name).await?.one(name)?
+    {
+        return Ok((folder.clone(), id));
+    }
+    match (silence, folder, name) {
+        (None, _, RunName::Id(id)) if wait => Ok(waiting(service, id)),
+        (None, folder, _) => Err(unknown(name, Some(service), folder.ok().flatten())),
+        (Some(_), Ok(Some(folder)), RunName::Id(id)) if wait && !chosen => Ok(waiting(folder, id)),
+        (Some(_), Ok(folder @ Some(_)), _) if !chosen => {
+            Err(unknown(name, None, folder).line(format_args!("{service} does not answer")))
+        }
+        (Some(silence), Ok(Some(folder)), _) => {
+            Err(Failure::from(silence).line(format_args!("{folder} does not know the run either")))
+        }
+        (Some(silence), Ok(None), _) => {
+            let dir = settings.log_dir()?.value;
+            Err(Failure::from(silence).line(format_args!("the log folder {} does not exist", dir.display())))
+        }
+        (Some(silence), Err(folder), _) => Err(Failure::from(silence).line(folder.message())),
+    }
+}
+
+/// What a source knows by a name.
+enum Found {
+    One(JobRunId),
+    /// The first few of them.
+    Several(Vec<JobMetadata>),
+    Nothing,
+}
+
+impl Found {
+    /// The run, if it is one.
+    fn one(self, name: &RunName) -> Result<Option<JobRunId>, Failure> {
+        match self {
+            Self::One(id) => Ok(Some(id)),
+            Self::Nothing => Ok(None),
+            Self::Several(runs) => Err(ambiguous(name, &runs)),
+        }
+    }
+}
+
+async fn find(source: &Source, name: &RunName) -> Result<Found, SourceError> {
+    let mut query = RunQuery { limit: Some(1), ..RunQuery::default() };
+    if let RunName::Id(id) = name {
+        match source.run(id).await {
+            Ok(_) => return Ok(Found::One(id.clone())),
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error),
+        }
+        query = RunQuery { limit: Some(CANDIDATES + 1), id_prefix: Some(id.to_string()), ..query };
+    }
+    let mut runs = source.runs(&query, None).await?.runs;
+    Ok(match runs.len() {
+        0 => Found::Nothing,
+        1 => Found::One(runs.remove(0).spec.id),
+        _ => Found::Several(runs),
+    })
+}
+
+fn waiting(source: Source, id: &JobRunId) -> (Source, JobRunId) {
+    status(format_args!("waiting for run {id} to start in {source}"));
+    (source, id.clone())
+}
+
+fn unknown(name: &RunName, service: Option<Source>, folder: Option<Source>) -> Failure {
+    let places: Vec<String> = [service, folder].iter().flatten().map(Source::to_string).collect();
+    let places = places.join(" or ");
+    let failure = match name {
+        RunName::Latest => Failure::new(Code::NotFound, format_args!("there is no run in {places}")),
+        RunName::Id(id) => Failure::new(Code::NotFound, format_args!("there is no run {id} in {places}")),
+    };
+    failure.hint("`databuild runs` lists them")
+}
+
+fn ambiguous(name: &RunName, runs: &[JobMetadata]) -> Failure {
+    let RunName::Id(prefix) = name else { return unknown(name, None, None) };
+    let what = format_args!("more than one run begins with {prefix}");
+    let failure = runs.iter().take(CANDIDATES).fold(Failure::new(Code::Usage, what), |failure, run| {
+        failure.line(format_args!("{}  {}", run.id(), command(run)))
+    });
+    if runs.len() > CANDIDATES { failure.line("… and more") } else { failure }
+}

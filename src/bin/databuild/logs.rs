@@ -1,0 +1,217 @@
+//! `databuild logs`: shows the log of a run.
+
+use std::process::ExitCode;
+
+use databuild_logs::{
+    Batch, ClientEnd, ClientEvent, Completion, JobRunId, LineNumber, LogQuery, StateKind, Stream, View,
+};
+use futures_util::{FutureExt, StreamExt};
+
+use crate::args::{LogFormat, LogsArgs, Tail};
+use crate::failure::{Code, Failure};
+use crate::locate::{RunName, locate};
+use crate::printing::{Format, Printer, Style, Terminal, gap, note, outcome, status};
+use crate::settings::{Settings, runtime};
+use crate::source::Source;
+use crate::stop;
+
+/// Shows the log of a run; the exit code is the run's if that is asked for.
+pub(crate) fn run(args: LogsArgs, settings: &Settings) -> Result<ExitCode, Failure> {
+    let request = Request::check(args, settings)?;
+    runtime()?.block_on(show(&request, settings))
+}
+
+async fn show(request: &Request, settings: &Settings) -> Result<ExitCode, Failure> {
+    stop::on_interrupt()?;
+    if request.query.follow {
+        stop::on_closed_output();
+    }
+    let (source, id) = locate(settings, &request.name, request.wait).await?;
+    let viewer = Viewer { source, id, printer: Printer::to_stdout(request.format) };
+    let end = match request.bytes_of() {
+        Some(stream) => viewer.copy(stream, &request.query).await?,
+        None => viewer.print(&request.query).await?,
+    };
+    request.conclude(end)
+}
+
+/// What is asked for, checked.
+struct Request {
+    name: RunName,
+    query: LogQuery,
+    format: Format,
+    wait: bool,
+    exit_status: bool,
+}
+
+impl Request {
+    fn check(args: LogsArgs, settings: &Settings) -> Result<Self, Failure> {
+        let view = match (args.view.stderr, args.view.all) {
+            (_, true) => View::All,
+            (true, _) => View::STDERR,
+            _ => View::STDOUT,
+        };
+        let color = settings.color()?;
+        let format = match args.output {
+            LogFormat::Json => Format::Json,
+            LogFormat::Raw => Format::Raw,
+            LogFormat::Text => Format::Text(Style {
+                timestamps: args.timestamps,
+                stream_names: view == View::All,
+                color_stderr: color && view == View::All,
+                terminal: Terminal::of_stdout(color),
+            }),
+        };
+        let lines = match args.tail {
+            Tail::All => None,
+            Tail::Lines(count) => Some(count),
+        };
+        let since = args.since_line.map(LineNumber);
+        Ok(Self {
+            name: RunName::parse(&args.run)?,
+            query: LogQuery { follow: args.follow, since, lines, ..LogQuery::new(view) },
+            format,
+            wait: args.follow && !args.no_wait,
+            exit_status: args.exit_status,
+        })
+    }
+
+    /// The stream whose bytes are copied as they are, without looking at lines.
+    fn bytes_of(&self) -> Option<Stream> {
+        match (self.format, self.query.view, self.query.follow) {
+            (Format::Raw, View::One(stream), false) => Some(stream),
+            _ => None,
+        }
+    }
+
+    fn conclude(&self, End { id, completion }: End) -> Result<ExitCode, Failure> {
+        if self.query.follow {
+            note(outcome(&id, &completion));
+        }
+        if !self.exit_status {
+            return Ok(ExitCode::SUCCESS);
+        }
+        let code = match (completion.exit_code, completion.signal, completion.state) {
+            (_, _, StateKind::Running) => {
+                let what = format_args!("run {id} goes on: it has no exit code yet");
+                return Err(Failure::new(Code::General, what).hint("--follow waits for its end"));
+            }
+            (Some(code), ..) => code,
+            (None, Some(signal), _) => 128 + signal,
+            (None, None, _) => {
+                return Err(Failure::new(
+                    Code::General,
+                    format_args!("the exit code of run {id} is not known"),
+                ));
+            }
+        };
+        // The system keeps the lowest 8 bits, of the job's code as of ours.
+        Ok(ExitCode::from(code.to_le_bytes()[0]))
+    }
+}
+
+/// How the run stood when the log had been shown.
+struct End {
+    id: JobRunId,
+    completion: Completion,
+}
+
+/// Shows one run.
+struct Viewer {
+    source: Source,
+    id: JobRunId,
+    printer: Printer,
+}
+
+impl Viewer {
+    /// Copies the bytes of a stream.
+    async fn copy(mut self, stream: Stream, query: &LogQuery) -> Result<End, Failure> {
+        self.copy_window(stream, query.since, query.lines).await?;
+        self.printer.flush()?;
+        let completion = self.source.run(&self.id).await?.completion();
+        Ok(End { id: self.id, completion })
+    }
+
+    /// Prints lines, and flushes them whenever there is none more to be had at once.
+    async fn print(mut self, query: &LogQuery) -> Result<End, Failure> {
+        let mut events = self.source.read(&self.id, query.clone()).await?;
+        loop {
+            let event = match events.next().now_or_never() {
+                Some(event) => event,
+                None => {
+                    self.printer.flush()?;
+                    events.next().await
+                }
+            };
+            let Some(event) = event.transpose()? else {
+                return Err(Failure::new(Code::General, "the log ended without an end"));
+            };
+            match event {
+                ClientEvent::Lines(batch) => self.lines(&batch).await?,
+                ClientEvent::Gap(hole) => self.note(gap(&hole))?,
+                ClientEvent::Reconnecting(_) => {
+                    self.printer.flush()?;
+                    status(format_args!("reconnecting to {}", self.source));
+                }
+                ClientEvent::End(end) => {
+                    self.printer.flush()?;
+                    return self.end(end).await;
+                }
+            }
+        }
+    }
+
+    async fn lines(&mut self, batch: &Batch) -> Result<(), Failure> {
+        match (batch.cut, self.printer.is_raw()) {
+            (Some(_), true) => {
+                let before = LineNumber(batch.first_line.0 - 1);
+                self.copy_window(batch.stream, Some(before), Some(1)).await?;
+            }
+            (Some(cut), false) => {
+                self.printer.lines(batch)?;
+                let (line, shown, all) = (batch.first_line, batch.bytes.len(), cut.full_bytes);
+                self.note(format!(
+                    "-- line {line} of {} is cut: {shown} of {all} bytes; `-o raw` has them all --",
+                    batch.stream
+                ))?;
+            }
+            (None, _) => self.printer.lines(batch)?,
+        }
+        Ok(())
+    }
+
+    async fn copy_window(
+        &mut self,
+        stream: Stream,
+        since: Option<LineNumber>,
+        lines: Option<u64>,
+    ) -> Result<(), Failure> {
+        let mut pieces = self.source.raw(&self.id, stream, since, lines).await?;
+        while let Some(piece) = pieces.next().await {
+            self.printer.bytes(&piece?)?;
+        }
+        Ok(())
+    }
+
+    /// A line on stderr, behind the lines before it.
+    fn note(&mut self, line: String) -> Result<(), Failure> {
+        self.printer.flush()?;
+        note(line);
+        Ok(())
+    }
+
+    async fn end(self, end: ClientEnd) -> Result<End, Failure> {
+        let completion = match end {
+            ClientEnd::Complete(completion) => completion,
+            ClientEnd::Running { .. } => self.source.run(&self.id).await?.completion(),
+            ClientEnd::Evicted(tombstone) => {
+                let what = format_args!(
+                    "run {} was evicted at {}: {}",
+                    tombstone.id, tombstone.evicted_at, tombstone.reason
+                );
+                return Err(Failure::new(Code::NotFound, what));
+            }
+        };
+        Ok(End { id: self.id, completion })
+    }
+}

@@ -1,0 +1,183 @@
+//! `databuild run`: executes a command and records it. Needs no service and works beside one.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, IsTerminal};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use databuild_logs::{
+    JobCommand, JobEnd, JobInput, JobRunId, JobSignal, RunSpec, RunnerError, SubProcessBackend,
+    SubProcessRunning, Tee,
+};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::store::open_folder;
+
+/// Own failures have this exit code.
+const OWN_FAILURE: u8 = 125;
+
+/// Execute a command and record what it prints
+///
+/// The exit code is the command's, or 128 + N when signal N killed it; 125 when recording could not start, 126 when
+/// the command can't be executed, 127 when there is no such command.
+///
+/// The command runs in a process group of its own; INT, TERM, HUP and QUIT are passed on to the group. Its input
+/// is ours, but never the terminal.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RunArgs {
+    /// The run's id; one that exists is refused [default: a new one]
+    #[arg(long, value_name = "ID")]
+    id: Option<JobRunId>,
+    /// A partition that the run builds; may be given several times
+    #[arg(long, short, value_name = "P")]
+    partition: Vec<String>,
+    /// A label for the run; may be given several times
+    #[arg(long, short, value_name = "K=V", value_parser = pair)]
+    label: Vec<(String, String)>,
+    /// The folder to run the command in
+    #[arg(long, value_name = "D")]
+    cwd: Option<PathBuf>,
+    /// A variable for the command's environment; may be given several times
+    #[arg(long, short, value_name = "K=V", value_parser = OsStringValueParser::new().try_map(os_pair))]
+    env: Vec<(OsString, OsString)>,
+    /// Only record: do not copy the command's output to ours
+    #[arg(long, short)]
+    quiet: bool,
+    /// The command and its arguments
+    #[arg(value_name = "CMD", required = true, trailing_var_arg = true)]
+    command: Vec<OsString>,
+}
+
+/// Executes the command, records it under `log_dir` and gives its exit code.
+pub(crate) fn run(args: RunArgs, log_dir: &Path) -> ExitCode {
+    match record(args, log_dir) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("databuild: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn record(args: RunArgs, log_dir: &Path) -> Result<u8, RunnerError> {
+    let other = |doing| move |source: io::Error| RunnerError::Other { doing, source };
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(other("setting up"))?;
+    let store = open_folder(log_dir)?;
+    let quiet = args.quiet;
+    let job = job(args).map_err(other("setting up the copy of the output"))?;
+    let end = runtime.block_on(async {
+        // Listening comes first: from here on a signal reaches the job instead of ending us.
+        let mut signals = Signals::listen().map_err(other("listening for signals"))?;
+        // The only task on this thread may block it.
+        let running = SubProcessBackend::new(Arc::clone(&store)).start(job)?;
+        if !quiet && io::stderr().is_terminal() {
+            eprintln!("databuild: run {}", running.job_run_id());
+        }
+        Ok::<_, RunnerError>(attend(&running, &mut signals).await)
+    })?;
+    if let Err(error) = end.metadata.as_ref().and(store.close().as_ref()) {
+        eprintln!("databuild: the run's end is not recorded: {error}");
+    }
+    Ok(exit_code(&end))
+}
+
+fn job(args: RunArgs) -> io::Result<JobCommand> {
+    let mut spec = RunSpec::new(args.id.unwrap_or_else(JobRunId::generate));
+    spec.building_partitions = args.partition;
+    spec.labels = args.label.into_iter().collect();
+    let mut job = JobCommand::new(spec, args.command);
+    job.cwd = args.cwd;
+    job.env = args.env;
+    job.input = if io::stdin().is_terminal() { JobInput::Empty } else { JobInput::Inherit };
+    job.tee = if args.quiet { None } else { Some(Tee::to_own_output()?) };
+    Ok(job)
+}
+
+/// Passes signals on until the job has ended.
+async fn attend(running: &SubProcessRunning, signals: &mut Signals) -> Arc<JobEnd> {
+    loop {
+        tokio::select! {
+            end = running.wait() => return end,
+            signal = signals.next() => {
+                running.forward(signal);
+            }
+        }
+    }
+}
+
+fn exit_code(end: &JobEnd) -> u8 {
+    end.exit().map_or(OWN_FAILURE, |exit| u8::try_from(exit.shell_code()).unwrap_or(OWN_FAILURE))
+}
+
+/// The signals that are passed on. Those that we were started to ignore (`nohup`, a shell's background job) stay
+/// ignored, for us and for the command.
+struct Signals {
+    interrupt: Option<Signal>,
+    terminate: Option<Signal>,
+    hangup: Option<Signal>,
+    quit: Option<Signal>,
+}
+
+impl Signals {
+    fn listen() -> io::Result<Self> {
+        let ignored = ignored_signals();
+        let listen = |kind: SignalKind| {
+            let is_ignored = ignored >> (kind.as_raw_value() - 1) & 1 == 1;
+            (!is_ignored).then(|| signal(kind)).transpose()
+        };
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            hangup: listen(SignalKind::hangup())?,
+            quit: listen(SignalKind::quit())?,
+        })
+    }
+
+    async fn next(&mut self) -> JobSignal {
+        tokio::select! {
+            () = received(&mut self.interrupt) => JobSignal::Interrupt,
+            () = received(&mut self.terminate) => JobSignal::Terminate,
+            () = received(&mut self.hangup) => JobSignal::Hangup,
+            () = received(&mut self.quit) => JobSignal::Quit,
+        }
+    }
+}
+
+async fn received(signal: &mut Option<Signal>) {
+    let received = match signal {
+        Some(signal) => signal.recv().await,
+        None => None,
+    };
+    if received.is_none() {
+        std::future::pending().await
+    }
+}
+
+/// The signals that this process ignores, one bit each, signal 1 lowest; none where the system does not say.
+fn ignored_signals() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+fn pair(text: &str) -> Result<(String, String), &'static str> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE"),
+    }
+}
+
+fn os_pair(text: OsString) -> Result<(OsString, OsString), &'static str> {
+    use std::os::unix::ffi::OsStrExt;
+    let bytes = text.as_bytes();
+    match bytes.iter().position(|&b| b == b'=') {
+        Some(at @ 1..) => {
+            let part = |bytes| OsStr::from_bytes(bytes).to_owned();
+            Ok((part(&bytes[..at]), part(&bytes[at + 1..])))
+        }
+        _ => Err("expected NAME=VALUE"),
+    }
+}

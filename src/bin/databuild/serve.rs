@@ -1,0 +1,97 @@
+//! `databuild serve`: serves the logs in a folder over HTTP.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use databuild_logs::{Environment, LogError, ServerOptions, listen, serve, stop_signal};
+use tokio::net::TcpListener;
+use tracing_subscriber::EnvFilter;
+
+use crate::args::ServeArgs;
+use crate::failure::{Code, Failure};
+use crate::printing::note;
+use crate::settings::{Settings, runtime};
+use crate::store::{blocking, open_for_service};
+
+/// Serves until TERM or Ctrl-C.
+pub(crate) fn run(args: ServeArgs, settings: &Settings) -> Result<ExitCode, Failure> {
+    let request = Request::check(&args, settings)?;
+    start_tracing(&settings.environment)?;
+    runtime()?.block_on(request.serve())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What is asked for, checked.
+struct Request {
+    address: SocketAddr,
+    dir: PathBuf,
+    options: ServerOptions,
+}
+
+impl Request {
+    fn check(args: &ServeArgs, settings: &Settings) -> Result<Self, Failure> {
+        let environment = &settings.environment;
+        let token = environment.token()?.map(str::to_owned);
+        Ok(Self {
+            address: environment.listen(args.listen.as_deref())?.value,
+            dir: settings.log_dir()?.value,
+            options: ServerOptions { token, ..ServerOptions::default() },
+        })
+    }
+
+    async fn serve(self) -> Result<(), Failure> {
+        let cannot_catch =
+            |error| Failure::new(Code::General, format_args!("listening for signals: {error}"));
+        let stop = stop_signal().map_err(cannot_catch)?;
+        let listener = bind(self.address)?;
+        let dir = self.dir.clone();
+        let store =
+            blocking(move || open_for_service(&dir)).await.map_err(|error| cannot_open(&self.dir, error))?;
+        let address = listener.local_addr().unwrap_or(self.address);
+        note(format_args!("listening on http://{address}, logs in {}", self.dir.display()));
+        serve(listener, store, self.options, stop)
+            .await
+            .map_err(|error| Failure::new(Code::General, format_args!("serving on {address}: {error}")))
+    }
+}
+
+fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
+    listen(address).map_err(|error| {
+        let failure = Failure::new(Code::General, format_args!("cannot listen on {address}: {error}"));
+        match error.kind() {
+            io::ErrorKind::AddrInUse => failure.hint(
+                "another service may be running there already, which `databuild runs` would ask; \
+                 --listen takes another address",
+            ),
+            io::ErrorKind::PermissionDenied => {
+                failure.hint("--listen takes an address with a port above 1023")
+            }
+            io::ErrorKind::AddrNotAvailable => failure.hint("--listen takes an address of this machine"),
+            _ => failure,
+        }
+    })
+}
+
+fn cannot_open(dir: &Path, error: LogError) -> Failure {
+    let in_use = matches!(error, LogError::InUse { .. });
+    let failure = Failure::because(Code::General, &error);
+    if in_use {
+        failure.hint("stop the other service, or give --log-dir another folder")
+    } else {
+        failure.line(format_args!("the log folder is {}: --log-dir takes another", dir.display()))
+    }
+}
+
+/// Sends what the service has to say to stderr.
+fn start_tracing(environment: &Environment) -> Result<(), Failure> {
+    let name = "DATABUILD_LOG_LEVEL";
+    let level = environment.text(name)?.unwrap_or("info");
+    let filter = EnvFilter::builder().parse(level).map_err(|error| {
+        let what = format_args!("{name} is {level:?}: expected a level such as info or debug ({error})");
+        Failure::new(Code::Usage, what)
+    })?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    Ok(())
+}

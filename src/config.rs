@@ -1,0 +1,337 @@
+//! The environment and the flags, turned into what each part is opened with. Every error names the variable or the
+//! flag that is to blame.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, access};
+
+/// The environment that settings are read from. A variable that is empty counts as not set.
+#[derive(Clone, Default)]
+pub struct Environment {
+    variables: BTreeMap<OsString, OsString>,
+    system_folder: PathBuf,
+}
+
+/// Where a setting comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// This flag of the command line.
+    Flag(&'static str),
+    /// This variable of the environment.
+    Variable(&'static str),
+    /// Nobody gave one.
+    Default,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flag(name) | Self::Variable(name) => f.write_str(name),
+            Self::Default => f.write_str("the default"),
+        }
+    }
+}
+
+/// A value and where it comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting<T> {
+    /// The value.
+    pub value: T,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// A setting that can't be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// The text does not parse.
+    #[error("{origin} is {given:?}: {expected}")]
+    Invalid {
+        /// The flag or variable.
+        origin: Origin,
+        /// What was given.
+        given: String,
+        /// What would be right.
+        expected: String,
+    },
+    /// The variable's bytes are not text.
+    #[error("{name} is not valid UTF-8")]
+    NotText {
+        /// The variable.
+        name: &'static str,
+    },
+    /// There is no place for logs.
+    #[error(
+        "no folder for logs: {} can't be written, and neither XDG_STATE_HOME nor HOME is an absolute path; \
+         give --log-dir or DATABUILD_LOG_DIR", system_folder.display()
+    )]
+    NoLogFolder {
+        /// The folder of the system.
+        system_folder: PathBuf,
+    },
+    /// The service would be open to everybody.
+    #[error(
+        "{origin} is {listen}, which other machines can reach: that needs a token in DATABUILD_LOG_TOKEN, \
+         or an address of loopback such as 127.0.0.1:{}", listen.port()
+    )]
+    TokenNeeded {
+        /// The flag or variable.
+        origin: Origin,
+        /// The address.
+        listen: SocketAddr,
+    },
+}
+
+impl Environment {
+    /// The folder for logs of a machine's own services.
+    pub const SYSTEM_FOLDER: &str = "/var/log/databuild";
+    /// Where a service listens, and where its clients look for it.
+    pub const DEFAULT_LISTEN: &str = "127.0.0.1:7780";
+
+    /// The environment of this process.
+    #[must_use]
+    pub fn of_process() -> Self {
+        std::env::vars_os().collect()
+    }
+
+    /// The text of a variable.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::NotText`].
+    pub fn text(&self, name: &'static str) -> Result<Option<&str>, ConfigError> {
+        match self.variable(name) {
+            Some(value) => value.to_str().map(Some).ok_or(ConfigError::NotText { name }),
+            None => Ok(None),
+        }
+    }
+
+    /// The folder that holds the logs: `--log-dir`, `DATABUILD_LOG_DIR`, else [`SYSTEM_FOLDER`](Self::SYSTEM_FOLDER)
+    /// if it can be written or created, else `databuild` in the user's state folder. Nothing is created.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::NoLogFolder`]; [`ConfigError::Invalid`] for a flag that is empty.
+    pub fn log_dir(&self, flag: Option<&Path>) -> Result<Setting<PathBuf>, ConfigError> {
+        let (flag_name, variable) = ("--log-dir", "DATABUILD_LOG_DIR");
+        if let Some(dir) = flag {
+            let origin = Origin::Flag(flag_name);
+            return match dir.as_os_str().is_empty() {
+                true => Err(invalid(origin, "", "expected a folder")),
+                false => Ok(Setting { value: dir.to_owned(), origin }),
+            };
+        }
+        if let Some(dir) = self.variable(variable) {
+            return Ok(Setting { value: dir.into(), origin: Origin::Variable(variable) });
+        }
+        let value = match can_write(&self.system_folder) {
+            true => self.system_folder.clone(),
+            false => self.state_folder()?,
+        };
+        Ok(Setting { value, origin: Origin::Default })
+    }
+
+    /// The address of the service to ask: `--server`, `DATABUILD_LOG_SERVER`, else that on this machine.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::NotText`].
+    pub fn server(&self, flag: Option<&str>) -> Result<Setting<String>, ConfigError> {
+        let given = self.given(flag, "--server", "DATABUILD_LOG_SERVER")?;
+        Ok(given.unwrap_or_else(|| Setting {
+            value: format!("http://{}", Self::DEFAULT_LISTEN),
+            origin: Origin::Default,
+        }))
+    }
+
+    /// Where to listen: `--listen`, `DATABUILD_LOG_LISTEN`, else [`DEFAULT_LISTEN`](Self::DEFAULT_LISTEN).
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Invalid`]; [`ConfigError::TokenNeeded`] if others could reach it and there is no token.
+    pub fn listen(&self, flag: Option<&str>) -> Result<Setting<SocketAddr>, ConfigError> {
+        let given = self
+            .given(flag, "--listen", "DATABUILD_LOG_LISTEN")?
+            .unwrap_or_else(|| Setting { value: Self::DEFAULT_LISTEN.to_owned(), origin: Origin::Default });
+        let address = match given.value.strip_prefix("localhost:") {
+            Some(port) => format!("127.0.0.1:{port}"),
+            None => given.value.clone(),
+        };
+        let listen: SocketAddr = address.parse().map_err(|_| {
+            invalid(given.origin, &given.value, "expected an address and a port, such as 127.0.0.1:7780")
+        })?;
+        if !listen.ip().is_loopback() && self.token()?.is_none() {
+            return Err(ConfigError::TokenNeeded { origin: given.origin, listen });
+        }
+        Ok(Setting { value: listen, origin: given.origin })
+    }
+
+    /// The token that a service wants and a client sends: `DATABUILD_LOG_TOKEN`.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::NotText`]; [`ConfigError::Invalid`], which does not repeat the token.
+    pub fn token(&self) -> Result<Option<&str>, ConfigError> {
+        let name = "DATABUILD_LOG_TOKEN";
+        let token = self.text(name)?;
+        match token {
+            Some(token) if !token.bytes().all(|b| b.is_ascii_graphic()) => Err(invalid(
+                Origin::Variable(name),
+                "(hidden)",
+                "expected visible ASCII characters, no spaces",
+            )),
+            token => Ok(token),
+        }
+    }
+
+    /// The flag if it is given, else the variable if it is set.
+    fn given(
+        &self,
+        flag: Option<&str>,
+        flag_name: &'static str,
+        variable: &'static str,
+    ) -> Result<Option<Setting<String>>, ConfigError> {
+        Ok(match (flag, self.text(variable)?) {
+            (Some(text), _) => Some(Setting { value: text.to_owned(), origin: Origin::Flag(flag_name) }),
+            (None, Some(text)) => {
+                Some(Setting { value: text.to_owned(), origin: Origin::Variable(variable) })
+            }
+            (None, None) => None,
+        })
+    }
+
+    fn variable(&self, name: &str) -> Option<&OsString> {
+        self.variables.get(OsStr::new(name)).filter(|value| !value.is_empty())
+    }
+
+    fn state_folder(&self) -> Result<PathBuf, ConfigError> {
+        let absolute = |name| self.variable(name).map(Path::new).filter(|path| path.is_absolute());
+        let state = match (absolute("XDG_STATE_HOME"), absolute("HOME")) {
+            (Some(state), _) => state.to_owned(),
+            (None, Some(home)) => home.join(".local/state"),
+            (None, None) => {
+                return Err(ConfigError::NoLogFolder { system_folder: self.system_folder.clone() });
+            }
+        };
+        Ok(state.join("databuild"))
+    }
+}
+
+impl<K: Into<OsString>, V: Into<OsString>> FromIterator<(K, V)> for Environment {
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(pairs: I) -> Self {
+        Self {
+            variables: pairs.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
+            system_folder: Self::SYSTEM_FOLDER.into(),
+        }
+    }
+}
+
+impl fmt::Debug for Environment {
+    /// The variables may hold secrets: only their names are shown.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.variables.keys()).finish()
+    }
+}
+
+fn invalid(origin: Origin, given: &str, expected: &str) -> ConfigError {
+    ConfigError::Invalid { origin, given: given.to_owned(), expected: expected.to_owned() }
+}
+
+/// Whether this folder can be written, or be created in the one above it.
+fn can_write(dir: &Path) -> bool {
+    let rights = Access::WRITE_OK | Access::EXEC_OK;
+    match std::fs::metadata(dir) {
+        Ok(found) => found.is_dir() && access(dir, rights).is_ok(),
+        Err(error) => {
+            error.kind() == std::io::ErrorKind::NotFound
+                && dir.parent().is_some_and(|above| access(above, rights).is_ok())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment<const N: usize>(pairs: [(&str, &str); N]) -> Environment {
+        Environment { system_folder: "/nonexistent/databuild".into(), ..pairs.into_iter().collect() }
+    }
+
+    #[test]
+    fn the_flag_beats_the_variable_and_the_variable_the_default() {
+        let env = environment([("DATABUILD_LOG_DIR", "/from/env"), ("HOME", "/home/x")]);
+        let flag = env.log_dir(Some(Path::new("/from/flag"))).unwrap();
+        assert_eq!((flag.value, flag.origin), ("/from/flag".into(), Origin::Flag("--log-dir")));
+        let variable = env.log_dir(None).unwrap();
+        assert_eq!(
+            (variable.value, variable.origin),
+            ("/from/env".into(), Origin::Variable("DATABUILD_LOG_DIR"))
+        );
+        assert!(env.log_dir(Some(Path::new(""))).is_err());
+        let env = environment([("DATABUILD_LOG_SERVER", "http://a")]);
+        assert_eq!(env.server(Some("http://b")).unwrap().value, "http://b");
+        assert_eq!(env.server(None).unwrap().value, "http://a");
+        assert_eq!(environment([]).server(None).unwrap().value, "http://127.0.0.1:7780");
+    }
+
+    #[test]
+    fn without_the_systems_folder_logs_go_to_the_users_state() {
+        let dir = |env: Environment| env.log_dir(None).map(|dir| dir.value);
+        let both = [("XDG_STATE_HOME", "/state"), ("HOME", "/home/x")];
+        assert_eq!(dir(environment(both)).unwrap(), Path::new("/state/databuild"));
+        let relative = [("XDG_STATE_HOME", "state"), ("HOME", "/home/x")];
+        assert_eq!(dir(environment(relative)).unwrap(), Path::new("/home/x/.local/state/databuild"));
+        let empty = [("DATABUILD_LOG_DIR", ""), ("HOME", "/home/x")];
+        assert_eq!(dir(environment(empty)).unwrap(), Path::new("/home/x/.local/state/databuild"));
+        assert!(matches!(dir(environment([])), Err(ConfigError::NoLogFolder { .. })));
+    }
+
+    #[test]
+    fn the_systems_folder_is_taken_when_it_can_be_written_or_created() {
+        let above = tempfile::tempdir().unwrap();
+        let folder = above.path().join("databuild");
+        let env = Environment { system_folder: folder.clone(), ..environment([("HOME", "/home/x")]) };
+        assert_eq!(env.log_dir(None).unwrap().value, folder);
+        assert!(!folder.exists(), "asking creates nothing");
+        std::fs::create_dir(&folder).unwrap();
+        assert_eq!(env.log_dir(None).unwrap().value, folder);
+        std::fs::remove_dir(&folder).unwrap();
+        std::fs::write(&folder, "a file").unwrap();
+        assert_eq!(env.log_dir(None).unwrap().value, Path::new("/home/x/.local/state/databuild"));
+    }
+
+    #[test]
+    fn errors_name_the_flag_or_the_variable() {
+        let env = environment([("DATABUILD_LOG_LISTEN", "7780")]);
+        let error = env.listen(None).unwrap_err().to_string();
+        assert!(error.starts_with("DATABUILD_LOG_LISTEN is \"7780\": expected"), "{error}");
+        let error = env.listen(Some("nowhere")).unwrap_err().to_string();
+        assert!(error.starts_with("--listen is \"nowhere\": expected"), "{error}");
+        let error = environment([("DATABUILD_LOG_TOKEN", "top secret")]).token().unwrap_err().to_string();
+        assert!(error.contains("DATABUILD_LOG_TOKEN") && !error.contains("secret\""), "{error}");
+    }
+
+    #[test]
+    fn an_address_that_others_reach_needs_a_token() {
+        let open = environment([]);
+        for safe in ["127.0.0.1:1", "[::1]:1", "localhost:1", "127.8.8.8:0"] {
+            assert!(open.listen(Some(safe)).is_ok(), "{safe}");
+        }
+        for reachable in ["0.0.0.0:1", "[::]:1", "192.0.2.1:1"] {
+            assert!(
+                matches!(open.listen(Some(reachable)), Err(ConfigError::TokenNeeded { .. })),
+                "{reachable}"
+            );
+            assert!(
+                environment([("DATABUILD_LOG_TOKEN", "x")]).listen(Some(reachable)).is_ok(),
+                "{reachable}"
+            );
+        }
+        let error = open.listen(Some("0.0.0.0:99")).unwrap_err().to_string();
+        assert!(error.contains("DATABUILD_LOG_TOKEN") && error.contains("127.0.0.1:99"), "{error}");
+    }
+}

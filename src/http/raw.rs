@@ -1,0 +1,204 @@
+//! `GET /api/job_runs/{id}/logs/{stdout,stderr}/raw`: a log as it is, byte for byte.
+//!
+//! Of a run that goes on, what is there when it is asked for. Once the run is over the bytes cannot change, so they
+//! have a strong `ETag`.
+
+use std::ops::Range;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header::{
+    ACCEPT_RANGES, CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
+    IF_NONE_MATCH, IF_RANGE, RANGE,
+};
+use axum::http::{HeaderMap, HeaderName, StatusCode};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+
+use super::App;
+use super::params::{LogPath, Params, path, run_id};
+use super::problem::Refusal;
+use crate::error::LogError;
+use crate::line::{ByteOffset, LineNumber, Stream as LogStream};
+use crate::run::JobRunId;
+use crate::store::{LogStore, Start};
+
+/// How much is read at once.
+const PIECE_BYTES: u64 = 256 * 1024;
+
+/// The handler.
+pub(super) async fn bytes(
+    State(app): State<App>,
+    parts: LogPath,
+    params: Params,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    let (id, name) = path(parts)?;
+    let Some(log) = LogStream::BOTH.into_iter().find(|log| log.as_str() == name) else {
+        return Err(Refusal::not_found(format!("a run has no file {name:?}: it has stdout and stderr")));
+    };
+    let id = run_id(&id)?;
+    let (since, lines) = (params.number("since")?, params.number("lines")?);
+    let asked = id.clone();
+    let window = app.blocking(move |store| window(store, &asked, log, since, lines)).await?;
+
+    let length = window.bytes.end - window.bytes.start;
+    let mut answer = HeaderMap::new();
+    let mut put = |name: HeaderName, value: String| {
+        if let Ok(value) = value.try_into() {
+            answer.insert(name, value);
+        }
+    };
+    put(CACHE_CONTROL, "no-cache".to_owned());
+    put(ACCEPT_RANGES, "bytes".to_owned());
+    if let Some(tag) = &window.tag {
+        put(ETAG, tag.clone());
+        if text_of(&headers, &IF_NONE_MATCH).is_some_and(|wanted| names(wanted, tag)) {
+            return Ok((StatusCode::NOT_MODIFIED, answer).into_response());
+        }
+    }
+    put(CONTENT_TYPE, "text/plain; charset=utf-8".to_owned());
+    put(CONTENT_DISPOSITION, format!("attachment; filename=\"{id}.{log}.log\""));
+
+    // A part is of use only beside the other parts of the same bytes.
+    let same_bytes = text_of(&headers, &IF_RANGE).is_none_or(|tag| window.tag.as_deref() == Some(tag));
+    let wanted = text_of(&headers, &RANGE).filter(|_| same_bytes);
+    let (status, part) = match wanted.map_or(Asked::Whole, |range| asked_range(range, length)) {
+        Asked::Whole => (StatusCode::OK, 0..length),
+        Asked::Part(part) => {
+            put(CONTENT_RANGE, format!("bytes {}-{}/{length}", part.start, part.end - 1));
+            (StatusCode::PARTIAL_CONTENT, part)
+        }
+        Asked::Nothing => return Err(Refusal::range(length)),
+    };
+    put(CONTENT_LENGTH, (part.end - part.start).to_string());
+    let range = window.bytes.start + part.start..window.bytes.start + part.end;
+    Ok((status, answer, Body::from_stream(pieces(app, id, log, range))).into_response())
+}
+
+/// Which bytes of the file a request is about.
+struct Window {
+    bytes: Range<u64>,
+    /// Set when the bytes can't change any more.
+    tag: Option<String>,
+}
+
+fn window(
+    store: &dyn LogStore,
+    id: &JobRunId,
+    log: LogStream,
+    since: Option<u64>,
+    lines: Option<u64>,
+) -> Result<Window, LogError> {
+    // First the run: what is appended after this is not in the answer, and an end that comes after this gives no tag.
+    let run = store.run(id)?;
+    let end_of_file = run.totals(log).bytes;
+    let offset = |start| store.byte_offset(id, log, start).map(|ByteOffset(bytes)| bytes.min(end_of_file));
+    let (start, end) = match (since, lines) {
+        (None, None) => (0, end_of_file),
+        (Some(since), None) => (offset(Start::After(LineNumber(since)))?, end_of_file),
+        (None, Some(count)) => (offset(Start::LastLines { count, after: LineNumber::START })?, end_of_file),
+        (Some(since), Some(count)) => {
+            let first = LineNumber(since);
+            (offset(Start::After(first))?, offset(Start::After(first.plus(count)))?)
+        }
+    };
+    let tag = run.state.ended().map(|ended| format!("\"{:x}-{start:x}-{end:x}\"", ended.0));
+    Ok(Window { bytes: start..end, tag })
+}
+
+fn text_of<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// Whether an `If-None-Match` names this tag.
+fn names(wanted: &str, tag: &str) -> bool {
+    wanted.split(',').map(str::trim).any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == tag)
+}
+
+#[derive(Debug, PartialEq)]
+enum Asked {
+    Whole,
+    Part(Range<u64>),
+    Nothing,
+}
+
+/// Reads a `Range` over `length` bytes. What is not one range of bytes is ignored, as RFC 9110 allows.
+fn asked_range(header: &str, length: u64) -> Asked {
+    let Some((first, last)) = header.strip_prefix("bytes=").and_then(|range| range.trim().split_once('-'))
+    else {
+        return Asked::Whole;
+    };
+    let number = |text: &str| {
+        let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        // A number that is too large for us is behind every end.
+        digits.then(|| text.parse().unwrap_or(u64::MAX))
+    };
+    let part = match (number(first), number(last)) {
+        (Some(first), Some(last)) if first <= last => first..last.saturating_add(1).min(length),
+        (Some(first), None) if last.is_empty() => first..length,
+        (None, Some(count)) if first.is_empty() => length.saturating_sub(count)..length,
+        _ => return Asked::Whole,
+    };
+    if part.start < part.end { Asked::Part(part) } else { Asked::Nothing }
+}
+
+/// The bytes in pieces, each read when the connection has room for it.
+fn pieces(
+    app: App,
+    id: JobRunId,
+    log: LogStream,
+    range: Range<u64>,
+) -> impl Stream<Item = Result<Bytes, std::io::Error>> {
+    stream::try_unfold((app, id, range), move |(app, id, range)| async move {
+        if range.is_empty() {
+            return Ok(None);
+        }
+        let length = usize::try_from(PIECE_BYTES.min(range.end - range.start)).unwrap_or(usize::MAX);
+        let (asked, offset) = (id.clone(), ByteOffset(range.start));
+        let piece = app
+            .blocking(move |store| store.read_bytes(&asked, log, offset, length))
+            .await
+            .map_err(|refusal| std::io::Error::other(refusal.problem().detail.clone()))?;
+        if piece.is_empty() {
+            return Err(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the log became shorter"));
+        }
+        let rest = range.start + piece.len() as u64..range.end;
+        Ok(Some((piece, (app, id, rest))))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_read_as_the_rfc_says() {
+        for (header, length, expected) in [
+            ("bytes=0-0", 10, Asked::Part(0..1)),
+            ("bytes=2-", 10, Asked::Part(2..10)),
+            ("bytes=-3", 10, Asked::Part(7..10)),
+            ("bytes=-30", 10, Asked::Part(0..10)),
+            ("bytes=5-99999999999999999999999", 10, Asked::Part(5..10)),
+            ("bytes=10-", 10, Asked::Nothing),
+            ("bytes=-0", 10, Asked::Nothing),
+            ("bytes=0-", 0, Asked::Nothing),
+            ("bytes=5-4", 10, Asked::Whole),
+            ("bytes=0-1,3-4", 10, Asked::Whole),
+            ("bytes=", 10, Asked::Whole),
+            ("bytes=-", 10, Asked::Whole),
+            ("bytes=+1-2", 10, Asked::Whole),
+            ("lines=0-1", 10, Asked::Whole),
+        ] {
+            assert_eq!(asked_range(header, length), expected, "{header} of {length}");
+        }
+    }
+
+    #[test]
+    fn a_tag_is_found_in_a_list() {
+        assert!(names("\"a\", W/\"b\"", "\"b\""));
+        assert!(names("*", "\"b\""));
+        assert!(!names("\"a\"", "\"b\""));
+    }
+}

@@ -1,0 +1,120 @@
+//! The executable on a folder: with a service in front of it, and without.
+
+use databuild_logs::LogLine;
+
+use super::serve::serving;
+use crate::support::cli::{Databuild, Done, NOBODY};
+
+fn record(databuild: &Databuild, id: &str, script: &str) -> Done {
+    databuild.run(&["run", "--quiet", "--id", id, "--", "sh", "-c", script])
+}
+
+#[test]
+fn without_a_service_the_folder_is_read() {
+    let databuild = Databuild::asking(NOBODY);
+    record(&databuild, "alpha", "echo out; echo err >&2; printf end; exit 3").code(3);
+    record(&databuild, "beta", "echo other").code(0);
+    let shown = |args: &[&str]| databuild.run(&[&["logs"], args].concat());
+    assert_eq!(shown(&["alpha"]).code(0).text(), "out\nend\n");
+    assert_eq!(shown(&["al", "--stderr"]).code(0).text(), "err\n");
+    assert_eq!(shown(&["latest"]).code(0).text(), "other\n");
+    assert_eq!(shown(&["alpha", "-o", "raw"]).code(0).text(), "out\nend");
+    assert_eq!(shown(&["alpha", "-o", "raw", "-n", "1"]).code(0).text(), "end");
+    assert_eq!(shown(&["alpha", "-o", "raw", "--since-line", "0", "-n", "1"]).code(0).text(), "out\n");
+    assert_eq!(shown(&["alpha", "--since-line", "1"]).code(0).text(), "end\n");
+    shown(&["alpha", "-f", "--exit-status"]).code(3).says("run alpha failed with exit code 3 after");
+    shown(&["unknown"]).code(5).says("does not know the run either");
+    let all = shown(&["alpha", "--all", "-o", "json"]).code(0);
+    let lines: Vec<LogLine> = all.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 3);
+    assert!(lines.iter().all(|line| line.t.is_some()));
+    let runs = databuild.run(&["runs"]).code(0);
+    let first: Vec<_> = runs.text().lines().skip(1).map(|row| row.split(' ').next().unwrap()).collect();
+    assert_eq!(first, ["beta", "alpha"]);
+}
+
+#[test]
+fn a_run_that_goes_on_is_followed_in_its_folder() {
+    let databuild = Databuild::asking(NOBODY);
+    let gate = databuild.home.path().join("gate");
+    let script = format!("echo one; until [ -e {} ]; do sleep 0.01; done; echo two", gate.display());
+    let run = databuild.start(&["run", "--quiet", "--id", "r", "--", "sh", "-c", &script]);
+    let stdout = databuild.home.path().join("logs/job_runs/r/stdout.log");
+    crate::support::cli::until(|| stdout.exists(), || "the run does not start".to_owned());
+    let mut follower = databuild.start(&["logs", "-f", "r"]);
+    assert_eq!(follower.line(), "one");
+    std::fs::write(&gate, "").unwrap();
+    assert_eq!(follower.line(), "two");
+    follower.done().code(0).says("run r succeeded in ");
+    run.done().code(0);
+}
+
+#[test]
+fn a_service_follows_what_others_write_into_its_folder() {
+    let databuild = Databuild::new();
+    let (service, url) = serving(&databuild);
+    let asking = Databuild::asking(&url);
+    let mut follower = asking.start(&["logs", "-f", "r"]);
+    record(&databuild, "r", "echo one; echo two").code(0);
+    assert_eq!([follower.line(), follower.line()], ["one", "two"]);
+    follower.done().code(0).says("run r succeeded");
+    let runs = asking.run(&["runs", "-o", "json"]).code(0);
+    assert!(runs.text().contains("\"job_run_id\":\"r\""), "{runs:?}");
+    service.signal(rustix::process::Signal::TERM);
+    service.done().code(0);
+}
+
+#[test]
+fn what_the_service_does_not_know_is_read_in_the_folder() {
+    let elsewhere = Databuild::new();
+    let (_service, url) = serving(&elsewhere);
+    let databuild = Databuild::asking(&url);
+    record(&databuild, "here", "echo here").code(0);
+    assert_eq!(databuild.run(&["logs", "here"]).code(0).text(), "here\n");
+    assert_eq!(databuild.run(&["logs", "latest"]).code(0).text(), "here\n");
+    let done = databuild.run(&["logs", "nowhere"]).code(3);
+    done.says(&format!("there is no run nowhere in the service at {url} or the folder "));
+}
+
+#[test]
+fn two_services_cannot_hold_one_folder() {
+    let databuild = Databuild::new();
+    let (_service, _) = serving(&databuild);
+    let done = databuild.run(&["serve", "--listen", "127.0.0.1:0"]).code(1);
+    done.says("is in use by another process; only one service can hold a log folder")
+        .says("hint: stop the other");
+}
+
+#[test]
+fn a_log_folder_that_cannot_be_made_or_written_is_named() {
+    let databuild = Databuild::asking(NOBODY);
+    for dir in ["/dev/null/logs", "/proc/logs"] {
+        let serve = databuild.run(&["serve", "--listen", "127.0.0.1:0", "--log-dir", dir]).code(1);
+        serve.says(dir).says("--log-dir takes another");
+        let run = databuild.run(&["run", "--log-dir", dir, "--", "true"]).code(125);
+        run.says("databuild: ").says(dir);
+    }
+}
+
+#[test]
+fn a_service_that_is_killed_and_started_again_costs_no_line() {
+    let databuild = Databuild::new();
+    let (service, url) = serving(&databuild);
+    let gate = |n: u32| databuild.home.path().join(format!("gate-{n}"));
+    let wait = |n: u32| format!("until [ -e {} ]; do sleep 0.01; done", gate(n).display());
+    let script = format!("echo 1; {}; echo 2; {}; echo 3", wait(1), wait(2));
+    let run = databuild.start(&["run", "--quiet", "--id", "r", "--", "sh", "-c", &script]);
+    let mut follower = Databuild::asking(&url).start(&["logs", "-f", "r"]);
+    assert_eq!(follower.line(), "1");
+    service.signal(rustix::process::Signal::KILL);
+    assert_eq!(service.done().code, None);
+    std::fs::write(gate(1), "").unwrap();
+    let again = databuild.start(&["serve", "--listen", url.strip_prefix("http://").unwrap()]);
+    again.wait_for("listening on ");
+    assert_eq!(follower.line(), "2");
+    std::fs::write(gate(2), "").unwrap();
+    assert_eq!(follower.line(), "3");
+    let done = follower.done().code(0).says("run r succeeded");
+    assert_eq!(done.text(), "1\n2\n3\n");
+    run.done().code(0);
+}

@@ -1,0 +1,67 @@
+//! `databuild serve`.
+
+use rustix::process::Signal;
+
+use crate::support::cli::{Databuild, NOBODY, Running};
+
+/// A service on a free port, and where it is.
+pub(super) fn serving(databuild: &Databuild) -> (Running, String) {
+    let service = databuild.start(&["serve", "--listen", "127.0.0.1:0"]);
+    service.wait_for("listening on http://127.0.0.1:");
+    let said = service.stderr();
+    let url = said.split("listening on ").nth(1).unwrap().split(',').next().unwrap().to_owned();
+    (service, url)
+}
+
+#[test]
+fn it_says_where_it_listens_and_ends_well_when_it_is_told_to() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let databuild = Databuild::new();
+        let (service, url) = serving(&databuild);
+        assert!(
+            service.stderr().contains(&format!("logs in {}", databuild.home.path().join("logs").display()))
+        );
+        Databuild::asking(&url).run(&["runs"]).code(0).says("no runs");
+        service.signal(signal);
+        service.done().code(0);
+        Databuild::asking(&url).run(&["runs", "--log-dir", "/nonexistent"]).code(5);
+    }
+}
+
+#[test]
+fn an_address_in_use_is_named_with_what_to_do() {
+    let first = Databuild::new();
+    let (_service, url) = serving(&first);
+    let address = url.strip_prefix("http://").unwrap();
+    let done = Databuild::new().run(&["serve", "--listen", address]).code(1);
+    done.says(&format!("cannot listen on {address}: ")).says("hint: ").says("--listen");
+}
+
+#[test]
+fn an_address_that_others_reach_needs_a_token() {
+    let databuild = Databuild::new();
+    let done = databuild.run(&["serve", "--listen", "0.0.0.0:0"]).code(2);
+    done.says("--listen is 0.0.0.0:0, which other machines can reach").says("DATABUILD_LOG_TOKEN");
+    let done = Databuild::new().with("DATABUILD_LOG_LISTEN", "[::]:0").run(&["serve"]).code(2);
+    done.says("DATABUILD_LOG_LISTEN is [::]:0");
+}
+
+#[test]
+fn the_token_is_what_clients_have_to_give() {
+    let databuild = Databuild::new().with("DATABUILD_LOG_TOKEN", "secret");
+    let (service, url) = serving(&databuild);
+    Databuild::asking(&url).run(&["runs"]).code(1).says("refuses the token");
+    Databuild::asking(&url).with("DATABUILD_LOG_TOKEN", "secret").run(&["runs"]).code(0);
+    assert!(!service.stderr().contains("secret"));
+}
+
+#[test]
+fn help_names_the_verbs_and_the_variables() {
+    let databuild = Databuild::asking(NOBODY);
+    let help = databuild.run(&["--help"]).code(0);
+    for word in ["serve", "logs", "runs", "DATABUILD_LOG_DIR", "DATABUILD_LOG_SERVER", "--color"] {
+        assert!(help.text().contains(word), "{word}");
+    }
+    assert!(databuild.run(&["serve", "--help"]).code(0).text().contains("DATABUILD_LOG_LISTEN"));
+    databuild.run(&[]).code(2);
+}
