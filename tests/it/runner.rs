@@ -68,7 +68,8 @@ impl Bench {
         until(&format!("{text:?} on stdout"), || self.stdout(running) == text);
     }
 
-    /// A named pipe, by which the test says to a job when to go on.
+    /// A named pipe, by which the test says to a job when to go on. Good for once: a second reader could find the
+    /// first writer still there.
     fn gate(&self, name: &str) {
         assert!(Command::new("mkfifo").arg(self.path(name)).status().unwrap().success());
     }
@@ -128,13 +129,14 @@ fn a_log_holds_exactly_the_jobs_bytes() {
 #[test]
 fn the_order_across_the_streams_is_that_of_arrival() {
     let bench = Bench::new();
-    bench.gate("gate");
-    let running = bench.sh("echo 1 >&2; read _ <gate; echo 2; read _ <gate; echo 3 >&2; exit 0");
+    bench.gate("gate-1");
+    bench.gate("gate-2");
+    let running = bench.sh("echo 1 >&2; read _ <gate-1; echo 2; read _ <gate-2; echo 3 >&2; exit 0");
     let stderr = |text: &[u8]| bench.bytes(running.job_run_id(), Stream::Stderr) == text;
     until("1", || stderr(b"1\n"));
-    bench.open_gate("gate");
+    bench.open_gate("gate-1");
     bench.until_stdout(&running, "2\n");
-    bench.open_gate("gate");
+    bench.open_gate("gate-2");
     end(&running);
     let read = databuild_logs::ReadOptions::new(databuild_logs::View::All);
     let mut events = bench.store.read(running.job_run_id(), read).unwrap();
@@ -167,14 +169,15 @@ fn output_is_recorded_while_the_job_runs() {
 #[test]
 fn a_job_that_closes_its_streams_early_runs_on() {
     let bench = Bench::new();
-    bench.gate("gate");
-    let script = "echo a; exec >&-; read _ <gate; echo b >&2; exec 2>&-; read _ <gate; exit 4";
+    bench.gate("gate-1");
+    bench.gate("gate-2");
+    let script = "echo a; exec >&-; read _ <gate-1; echo b >&2; exec 2>&-; read _ <gate-2; exit 4";
     let running = bench.sh(script);
     bench.until_stdout(&running, "a\n");
-    bench.open_gate("gate");
+    bench.open_gate("gate-1");
     until("b", || bench.bytes(running.job_run_id(), Stream::Stderr) == b"b\n");
     assert!(!running.has_ended());
-    bench.open_gate("gate");
+    bench.open_gate("gate-2");
     assert_eq!(end(&running).outcome, Outcome::Exited(Exit::Code(4)));
 }
 
@@ -308,12 +311,16 @@ fn directives_reach_the_caller_and_stay_in_the_log() {
 #[test]
 fn a_directive_that_is_split_over_reads_is_one() {
     let bench = Bench::new();
-    bench.gate("gate");
-    let script = "printf 'x\nDATA'; read _ <gate; printf BUILD_A_; read _ <gate; printf 'JSON:[1'; read _ <gate; printf ',2]'";
+    for gate in ["gate-1", "gate-2", "gate-3"] {
+        bench.gate(gate);
+    }
+    let script = "printf 'x\nDATA'; read _ <gate-1; printf BUILD_A_; read _ <gate-2; printf 'JSON:[1'; read _ <gate-3; printf ',2]'";
     let mut running = bench.sh(script);
-    for seen in ["x\nDATA", "x\nDATABUILD_A_", "x\nDATABUILD_A_JSON:[1"] {
+    for (seen, gate) in
+        [("x\nDATA", "gate-1"), ("x\nDATABUILD_A_", "gate-2"), ("x\nDATABUILD_A_JSON:[1", "gate-3")]
+    {
         bench.until_stdout(&running, seen);
-        bench.open_gate("gate");
+        bench.open_gate(gate);
     }
     let found = events(&mut running);
     assert!(
