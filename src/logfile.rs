@@ -4,6 +4,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IoSliceMut, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
 
 use bytes::{Bytes, BytesMut};
 use memchr::{memchr_iter, memrchr};
@@ -21,19 +23,25 @@ pub(crate) enum Io {
     MayBlock,
 }
 
+/// How many bytes to gather before asking the system to write them to the disk.
+const WRITE_BACK_BYTES: u64 = 32 * 1024 * 1024;
+
 /// A file that is only ever appended to.
 #[derive(Debug)]
 pub(crate) struct AppendFile {
-    file: File,
+    file: Arc<File>,
     path: PathBuf,
     length: u64,
+    /// Up to where the system was asked to write the file to the disk.
+    write_back: u64,
 }
 
 impl AppendFile {
     /// Creates a new, empty file.
     pub(crate) fn create(path: PathBuf) -> Result<Self, LogError> {
         let file = OpenOptions::new().append(true).read(true).create_new(true).open(&path);
-        Ok(Self { file: file.map_err(LogError::io("creating", &path))?, path, length: 0 })
+        let file = Arc::new(file.map_err(LogError::io("creating", &path))?);
+        Ok(Self { file, path, length: 0, write_back: 0 })
     }
 
     /// Opens a file to append to it, and creates it if it is not there.
@@ -44,7 +52,7 @@ impl AppendFile {
             Ok((file, length))
         };
         let (file, length) = open().map_err(LogError::io("opening", &path))?;
-        Ok(Self { file, path, length })
+        Ok(Self { file: Arc::new(file), path, length, write_back: length })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -54,7 +62,7 @@ impl AppendFile {
     /// Takes the lock by which others see that the file's writer lives; false if somebody else has it. The kernel
     /// lets go of it when the file is closed, however that comes about.
     pub(crate) fn try_lock(&self) -> Result<bool, LogError> {
-        match flock(&self.file, FlockOperation::NonBlockingLockExclusive) {
+        match flock(&*self.file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(true),
             Err(Errno::WOULDBLOCK) => Ok(false),
             Err(errno) => Err(LogError::io("locking", &self.path)(errno.into())),
@@ -74,7 +82,7 @@ impl AppendFile {
     /// Appends all bytes. When that fails, what was written of them stays, and [`len`](Self::len) says so.
     pub(crate) fn append(&mut self, mut bytes: &[u8]) -> Result<(), LogError> {
         while !bytes.is_empty() {
-            match (&self.file).write(bytes) {
+            match (&*self.file).write(bytes) {
                 Ok(0) => {
                     return Err(LogError::io("appending to", &self.path)(io::ErrorKind::WriteZero.into()));
                 }
@@ -94,6 +102,19 @@ impl AppendFile {
         self.file.set_len(length).map_err(LogError::io("cutting", &self.path))?;
         self.length = length;
         Ok(())
+    }
+
+    /// Begins to write a large file to the disk in the background, so that the sync at its end has little left to
+    /// wait for. Measured with 1 GB: that sync alone took half as long as the writing before it.
+    pub(crate) fn begin_write_back(&mut self) {
+        let in_progress = Arc::strong_count(&self.file) > 1;
+        if in_progress || self.length < self.write_back + WRITE_BACK_BYTES {
+            return;
+        }
+        self.write_back = self.length;
+        let file = Arc::clone(&self.file);
+        // An error shows again at the sync that counts; without a thread that one has more to do.
+        let _ = thread::Builder::new().name("write-back".into()).spawn(move || file.sync_data());
     }
 
     /// Waits until the bytes are on the disk.

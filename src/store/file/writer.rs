@@ -240,6 +240,7 @@ impl WriterHalf {
         let log = &mut files.logs[stream.index()];
         let before = log.len();
         let Err(error) = log.append(bytes) else {
+            log.begin_write_back();
             self.arrived(stream, bytes, now);
             return Ok(());
         };
