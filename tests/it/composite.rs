@@ -117,7 +117,8 @@ fn a_required_member_that_fails_is_named_and_the_others_get_the_bytes() {
     let error = store.append(&id, Stream::Stdout, b"lost in two\n").unwrap_err();
     assert!(error.to_string().contains("\"two\""), "{error}");
     assert_eq!(one.bytes(&id, Stream::Stdout), "lost in two\n");
-    (one.fail("append", 1), two.fail("append", 1));
+    one.fail("append", 1);
+    two.fail("append", 1);
     let text = writer.append(Stream::Stdout, b"lost\n").unwrap_err().to_string();
     assert!(text.contains("\"one\"") && text.contains("\"two\""), "{text}");
     two.fail("flush", 1);
@@ -307,7 +308,8 @@ async fn reads_go_to_the_first_member_that_has_the_run_and_works() {
     one.fail("read", 1);
     drop(store.read(&both, ReadOptions::new(View::All)).unwrap());
     assert_eq!(health(&store, "one").failures, 2);
-    (one.fail("read", 1), two.fail("read", 1));
+    one.fail("read", 1);
+    two.fail("read", 1);
     let error = store.run(&both).unwrap_err();
     assert!(error.is_disk_full() && error.to_string().contains("\"one\""), "{error}");
     one.fail("read", 1);
@@ -362,7 +364,8 @@ fn pages_stay_with_the_member_that_gave_the_first() {
     }
     assert_eq!(ids, expected);
     query.cursor = None;
-    (one.fail("runs", 1), two.fail("runs", 1));
+    one.fail("runs", 1);
+    two.fail("runs", 1);
     assert!(store.runs(&query).unwrap_err().is_disk_full());
     assert_eq!(store.runs(&RunQuery::default()).unwrap().runs.len(), 11, "the first answers when it can");
 }
