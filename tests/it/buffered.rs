@@ -182,6 +182,18 @@ fn a_failure_that_a_reader_met_is_told_to_the_writer() {
 }
 
 #[test]
+fn an_append_that_hands_on_tells_of_its_own_failure() {
+    let (inner, store) = over(PATIENT);
+    let (id, mut writer) = start(&store);
+    writer.append(Stream::Stdout, b"lost\n").unwrap();
+    inner.fail("append", 1);
+    // It does not fit beside what is there, which is handed on first, and that fails.
+    assert_full(writer.append(Stream::Stdout, &[b'x'; 65_536]));
+    writer.flush().unwrap();
+    assert_eq!((inner.failed(), inner.bytes(&id, Stream::Stdout).len()), (1, 65_536));
+}
+
+#[test]
 fn two_failures_before_the_end_are_both_told() {
     let (inner, store) = over(PATIENT);
     let (_, mut writer) = start(&store);

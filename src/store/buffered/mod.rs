@@ -4,6 +4,7 @@ mod run;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -48,7 +49,8 @@ impl Default for BufferOptions {
 /// with that append are taken all the same, and later ones are handed on again: what could not be kept is a hole
 /// that the store behind counts. If several appends of one piece fail, the first error stands for all of them.
 ///
-/// One thread does the timing; while nothing is buffered, it sleeps.
+/// One thread does the timing; while nothing is buffered, it sleeps. If the store behind is slow with one run, that
+/// delays what others have buffered, and stops nobody: a full buffer is handed on by whoever filled it.
 pub struct BufferedLogStore {
     timed: Arc<Timed>,
 }
@@ -151,8 +153,11 @@ impl Core {
                 Some(Duration::ZERO) => {
                     let Some((_, run)) = queue.due.pop_front() else { continue };
                     drop(queue);
-                    if run.on_time(self) {
-                        self.forget(&run);
+                    // A store that panics must not take the timing of all other runs with it.
+                    match catch_unwind(AssertUnwindSafe(|| run.on_time(self))) {
+                        Ok(true) => self.forget(&run),
+                        Ok(false) => {}
+                        Err(_) => tracing::error!(run = %run.id, "the store behind a log buffer panicked"),
                     }
                     drop(run);
                     queue = lock(&self.queue);

@@ -149,7 +149,7 @@ impl BestEffort {
             return;
         }
         let weight = bytes.len() + ENTRY_BYTES;
-        if held + weight > limit {
+        if held + weight > limit || state.exited {
             state.broken.insert(id.clone(), Broken { bytes: bytes.len() as u64, skip: Skip::Nothing });
             self.queue.vitals.count_dropped(bytes.len() as u64, 1);
             return;
@@ -161,7 +161,8 @@ impl BestEffort {
     /// Has the member told of the start or the end of a run.
     pub(super) fn send(&self, id: &JobRunId, command: Command) {
         let mut state = lock(&self.queue.state);
-        if state.bytes + CONTROL_BYTES <= self.queue.limit.saturating_add(CONTROL_RESERVE) {
+        let limit = self.queue.limit.saturating_add(CONTROL_RESERVE);
+        if state.bytes + CONTROL_BYTES <= limit && !state.exited {
             self.queue.push(&mut state, Entry { id: id.clone(), command, weight: CONTROL_BYTES });
         } else if matches!(command, Command::Start(_)) {
             state.broken.insert(id.clone(), Broken { bytes: 0, skip: Skip::All });
@@ -348,6 +349,9 @@ struct OnExit<'a>(&'a Queue);
 
 impl Drop for OnExit<'_> {
     fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.vitals.count_text("the store panicked and is not written to any more".to_owned());
+        }
         let mut state = lock(&self.0.state);
         for entry in mem::take(&mut state.entries) {
             if let Command::Append(_, bytes) = entry.command {
