@@ -1,3 +1,4 @@
 //! The integration tests, one binary: link time is felt every day.
 mod http;
 mod support;
+mod web;
