@@ -6,7 +6,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 use super::sse::without_torn_character;
-use crate::line::UnixMicros;
+use crate::line::{Stream, UnixMicros};
 use crate::store::{Batch, Line};
 
 /// About what stands around the text of a line in its frame.
@@ -16,7 +16,7 @@ pub(super) const FRAME_BYTES: usize = 100;
 pub(super) fn lines(out: &mut Vec<u8>, batch: &Batch) {
     let all_utf8 = std::str::from_utf8(&batch.bytes).is_ok();
     let unterminated = batch.bytes.last() != Some(&b'\n') && batch.cut.is_none();
-    let mut time = TimeText::default();
+    let mut origin = Origin::of(batch);
     let mut left = batch.lines;
     for line in batch.lines() {
         left -= 1;
@@ -24,14 +24,7 @@ pub(super) fn lines(out: &mut Vec<u8>, batch: &Batch) {
         out.extend_from_slice(Digits::of(line.position.0).as_bytes());
         out.extend_from_slice(b"\ndata: {\"n\":");
         out.extend_from_slice(Digits::of(line.number.0).as_bytes());
-        if let Some(at) = line.time {
-            out.extend_from_slice(b",\"t\":\"");
-            out.extend_from_slice(time.of(at));
-            out.push(b'"');
-        }
-        out.extend_from_slice(b",\"s\":\"");
-        out.extend_from_slice(batch.stream.as_str().as_bytes());
-        out.push(b'"');
+        out.extend_from_slice(origin.at(line.time));
         message(out, &line, all_utf8);
         if let Some(cut) = line.cut {
             out.extend_from_slice(b",\"cut\":");
@@ -60,12 +53,16 @@ fn message(out: &mut Vec<u8>, line: &Line<'_>, known_utf8: bool) {
     out.push(b'"');
 }
 
-/// Copies text that is UTF-8, escaping what JSON wants escaped. Most of a log needs none of it, so pieces are first
-/// looked at as a whole.
+/// Copies text that is UTF-8, escaping what JSON wants escaped. Most lines need none of it, so a line is first looked
+/// at as a whole, and where it does, in pieces.
 fn escaped(out: &mut Vec<u8>, text: &[u8]) {
     const PIECE: usize = 32;
+    if !needs_escape(text) {
+        out.extend_from_slice(text);
+        return;
+    }
     for piece in text.chunks(PIECE) {
-        if piece.iter().fold(false, |found, &byte| found | needs_escape(byte)) {
+        if needs_escape(piece) {
             for &byte in piece {
                 escaped_byte(out, byte);
             }
@@ -75,8 +72,9 @@ fn escaped(out: &mut Vec<u8>, text: &[u8]) {
     }
 }
 
-const fn needs_escape(byte: u8) -> bool {
-    byte < 0x20 || byte == b'"' || byte == b'\\'
+/// Without an early end, so that the compiler looks at many bytes at once.
+fn needs_escape(text: &[u8]) -> bool {
+    text.iter().fold(false, |found, &byte| found | (byte < 0x20) | (byte == b'"') | (byte == b'\\'))
 }
 
 fn escaped_byte(out: &mut Vec<u8>, byte: u8) {
@@ -101,21 +99,35 @@ fn escaped_byte(out: &mut Vec<u8>, byte: u8) {
     out.extend_from_slice(&[b'\\', short]);
 }
 
-/// The text of a time, made anew only when the time changes: lines that arrived together share one.
-#[derive(Default)]
-struct TimeText {
+/// When and where from, as `,"t":"…","s":"…"`. Made anew only when the time changes: lines that arrived together share
+/// one.
+struct Origin {
+    stream: Stream,
     time: Option<UnixMicros>,
     text: Vec<u8>,
 }
 
-impl TimeText {
-    fn of(&mut self, time: UnixMicros) -> &[u8] {
-        if self.time != Some(time) {
-            self.time = Some(time);
-            self.text.clear();
-            let _ = write!(self.text, "{time}");
+impl Origin {
+    fn of(batch: &Batch) -> Self {
+        let mut origin = Self { stream: batch.stream, time: None, text: Vec::new() };
+        origin.put();
+        origin
+    }
+
+    fn at(&mut self, time: Option<UnixMicros>) -> &[u8] {
+        if self.time != time {
+            self.time = time;
+            self.put();
         }
         &self.text
+    }
+
+    fn put(&mut self) {
+        self.text.clear();
+        if let Some(time) = self.time {
+            let _ = write!(self.text, ",\"t\":\"{time}\"");
+        }
+        let _ = write!(self.text, ",\"s\":\"{}\"", self.stream);
     }
 }
 
@@ -151,7 +163,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::line::{LineNumber, Stream};
+    use crate::line::LineNumber;
     use crate::store::{CutLine, LineTime};
     use crate::wire::LogLine;
 

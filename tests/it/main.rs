@@ -9,3 +9,4 @@ mod http;
 mod runner;
 mod store;
 mod support;
+mod web;

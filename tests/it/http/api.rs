@@ -199,6 +199,7 @@ async fn runs_are_listed_newest_first_in_pages() {
     assert_eq!(list("?state=failed").await.0, ["run-3"]);
     assert_eq!(list("?partition=data%2Fodd").await.0, ["run-5", "run-3", "run-1"]);
     assert_eq!(list("?partition=data/odd&state=succeeded&limit=1").await.0, ["run-5"]);
+    assert_eq!(list("?id_prefix=run-3").await.0, ["run-3"]);
     assert_eq!(list("?state=lost").await, (Vec::new(), None));
 
     let run: JobMetadata = server.get("/api/job_runs/run-3").await.json();
