@@ -6,6 +6,7 @@ mod cli;
 mod composite;
 mod conformance;
 mod http;
+mod layers;
 mod runner;
 mod store;
 mod support;

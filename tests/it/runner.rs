@@ -548,7 +548,6 @@ fn a_reader_of_the_verb_that_leaves_does_not_hurt_the_command() {
 }
 
 #[test]
-#[ignore = "needs a store that outlives the process"]
 fn the_verb_records_the_run_and_refuses_an_id_that_exists() {
     let logs = tempfile::tempdir().unwrap();
     let args = ["--id", "x", "--partition", "data/a", "--label", "k=v=w", "-q", "--", "echo", "hello"];

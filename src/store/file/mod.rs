@@ -23,7 +23,7 @@ use bytes::Bytes;
 use crate::error::LogError;
 use crate::index::{Changes, Committer, Index};
 use crate::layout::Layout;
-use crate::line::{ByteOffset, Stream, View};
+use crate::line::{ByteOffset, LineNumber, Stream, View};
 use crate::logfile::{Fetched, Io, ReadFile};
 use crate::run::{JobMetadata, JobRunId, RunSpec};
 use crate::store::file::commit::commit_waiting;
@@ -150,6 +150,12 @@ impl LogStore for FileLogStore {
         }
     }
 
+    fn position(&self, id: &JobRunId, view: View, start: Start) -> Result<LineNumber, LogError> {
+        let run = self.shared.find(id)?;
+        let line = Places { run: &run, index: self.shared.index.as_deref() }.position(view, start)?;
+        Ok(LineNumber(line))
+    }
+
     fn byte_offset(&self, id: &JobRunId, stream: Stream, start: Start) -> Result<ByteOffset, LogError> {
         let run = self.shared.find(id)?;
         let places = Places { run: &run, index: self.shared.index.as_deref() };
@@ -157,11 +163,7 @@ impl LogStore for FileLogStore {
             let state = run.state();
             (state.lines(View::One(stream)), state.visible[stream.index()], state.run.state.is_over())
         };
-        let line = match start {
-            Start::After(line) => line.0,
-            Start::LastLines { count, after } => lines.saturating_sub(count).max(after.0),
-            Start::Since(time) => places.lines_before(View::One(stream), time)?,
-        };
+        let line = places.position(View::One(stream), start)?;
         let place = places.line_floor(stream, line)?;
         let Some(file) = ReadFile::open_if_there(&run.folder.log(stream))? else { return Ok(ByteOffset(0)) };
         let gaps = Arc::clone(&run.state().gaps);

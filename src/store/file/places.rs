@@ -8,6 +8,7 @@ use crate::index::progress::{GapAt, Progress};
 use crate::journal::Arrival;
 use crate::line::{Stream, UnixMicros, View};
 use crate::logfile::{Fetched, Io, ReadFile};
+use crate::store::Start;
 use crate::store::file::live::{LiveRun, State};
 use crate::store::file::marks::{Arrivals, JournalReader, Walk};
 
@@ -49,6 +50,17 @@ impl Places<'_> {
         };
         let (Some(index), Some(number)) = (self.index, self.run.number) else { return start };
         self.trusted(index.progress_while(number, is_before)).unwrap_or(start)
+    }
+
+    /// How many lines of a view lie before a start.
+    pub(crate) fn position(&self, view: View, start: Start) -> Result<u64, LogError> {
+        match start {
+            Start::After(line) => Ok(line.0),
+            Start::LastLines { count, after } => {
+                Ok(self.run.state().lines(view).saturating_sub(count).max(after.0))
+            }
+            Start::Since(time) => self.lines_before(view, time),
+        }
     }
 
     /// How many lines of a view arrived before `time`.

@@ -16,7 +16,7 @@ use crate::store::file::live::LiveRun;
 use crate::store::file::marks::{Arrivals, JournalReader, Next, Walk};
 use crate::store::file::places::{Moment, Places, lines_of};
 use crate::store::follow::{Source, Step};
-use crate::store::{Batch, LineTime, ReadEnd, ReadEvent, ReadOptions, Start};
+use crate::store::{Batch, LineTime, ReadEnd, ReadEvent, ReadOptions};
 
 /// A read of one run.
 pub(crate) struct FileSource {
@@ -68,15 +68,7 @@ impl FileSource {
         options: &ReadOptions,
     ) -> Result<Self, LogError> {
         let has_journal = run.state().has_journal;
-        let position = match options.start {
-            Start::After(line) => line.0,
-            Start::LastLines { count, after } => {
-                run.state().lines(options.view).saturating_sub(count).max(after.0)
-            }
-            Start::Since(time) => {
-                Places { run: &run, index: index.as_deref() }.lines_before(options.view, time)?
-            }
-        };
+        let position = Places { run: &run, index: index.as_deref() }.position(options.view, options.start)?;
         let mut source = Self {
             view: options.view,
             follow: options.follow,
