@@ -1,11 +1,12 @@
 //! Where everything is on disk. No other file knows a file's name.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 
 use crate::error::LogError;
 use crate::line::Stream;
@@ -14,6 +15,9 @@ use crate::run::{JobMetadata, JobRunId};
 const JOB_RUNS: &str = "job_runs";
 const JOURNAL: &str = "journal";
 const METADATA: &str = "metadata.json";
+
+/// The most bytes of a `metadata.json` that are read.
+const MAX_METADATA: u64 = 16 * 1024 * 1024;
 
 /// A log folder.
 #[derive(Clone, Debug)]
@@ -108,6 +112,11 @@ impl RunFolder {
         &self.path
     }
 
+    /// Whether the folder is there. A link to one is not: it could lead out of the log folder.
+    pub(crate) fn is_there(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok_and(|entry| entry.is_dir())
+    }
+
     pub(crate) fn log(&self, stream: Stream) -> PathBuf {
         self.path.join(match stream {
             Stream::Stdout => "stdout.log",
@@ -126,7 +135,12 @@ impl RunFolder {
     /// Reads `metadata.json`; `None` if there is none.
     pub(crate) fn read_metadata(&self) -> Result<Option<JobMetadata>, LogError> {
         let path = self.metadata();
-        match fs::read(&path) {
+        let read = || -> io::Result<Vec<u8>> {
+            let mut text = Vec::new();
+            open_regular(&path)?.take(MAX_METADATA).read_to_end(&mut text)?;
+            Ok(text)
+        };
+        match read() {
             Ok(text) => serde_json::from_slice(&text)
                 .map(Some)
                 .map_err(|error| LogError::Corrupt { path, what: error.to_string() }),
@@ -157,4 +171,12 @@ impl RunFolder {
             tracing::warn!(path = %self.path.display(), %error, "a run folder that was only prepared stays behind");
         }
     }
+}
+
+/// Opens a file for reading that is a file itself: a link could lead out of the log folder, and whoever opens a pipe
+/// would wait for its writer.
+pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is not a regular file")) }
 }

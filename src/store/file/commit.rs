@@ -35,6 +35,7 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) {
         changes.progress.extend(state.waiting.places.iter().map(|&at| (number, at)));
         written.push((Arc::clone(run), state.waiting.lines.len(), state.waiting.places.len()));
     }
+    changes.forgotten = std::mem::take(&mut shared.runs().forgotten);
     if changes.is_empty() {
         return;
     }
@@ -46,13 +47,14 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) {
                 let mut state = run.state();
                 state.waiting.committed(lines, places);
                 if settled && state.run.state.is_over() && !state.waiting.dirty {
-                    runs.by_id.remove(&run.id);
+                    runs.remove(&run);
                 }
             }
         }
         Err(LogError::Closed) => {}
         Err(error) => {
             tracing::error!(%error, "the index can't be written; what waits for it is kept");
+            shared.runs().forgotten.append(&mut changes.forgotten);
             for (run, ..) in written {
                 run.state().waiting.dirty = true;
             }

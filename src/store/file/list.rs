@@ -34,14 +34,20 @@ pub(crate) fn list_indexed(shared: &Shared, index: &Index, query: &RunQuery) -> 
             found.push((number, run));
             of_index += 1;
         }
+        // Of those that are not the newest none is kept.
+        if found.len() / 2 > wanted.saturating_add(in_memory.len()) {
+            found.sort_unstable_by_key(|&(number, _)| std::cmp::Reverse(number));
+            found.truncate(wanted);
+        }
         of_index < wanted
     };
     if query.state == Some(StateKind::Running) {
         // Every run that goes on is in memory.
     } else if let Some(prefix) = &query.id_prefix {
-        for (number, record) in index.with_prefix(prefix, usize::MAX)? {
+        // They come by their ids, so every one has to be looked at.
+        index.with_prefix(prefix, |number, record| {
             take(number, record.run);
-        }
+        })?;
     } else if let Some(partition) = &query.partition {
         index.newest_of_partition(partition, below, |number, record| take(number, record.run))?;
     } else {

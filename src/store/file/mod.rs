@@ -87,6 +87,11 @@ impl FileLogStore {
         let committer = Committer::spawn(move || commit_waiting(&weak))
             .map_err(LogError::io("starting a thread for", shared.layout.index()))?;
         let _ = shared.committer.set(committer);
+        if let Some(index) = &shared.index
+            && !live.is_empty()
+        {
+            index.forget_places(live.iter().map(|&(number, _)| number))?;
+        }
         let mut forgotten = Vec::new();
         for (number, record) in live {
             match shared.adopt(record.run.id(), Some(number)) {
