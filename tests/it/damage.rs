@@ -102,10 +102,10 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// A run of both streams that is over: its folder, and what it printed.
-fn finished_run() -> (tempfile::TempDir, PathBuf) {
+fn finished_run(name: &str) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let store = other_process(folder.path());
-    let mut writer = store.start(RunSpec::new(id("x")).command(["make"])).unwrap();
+    let mut writer = store.start(RunSpec::new(id(name)).command(["make"])).unwrap();
     for n in 1..=6 {
         let stream = if n % 2 == 0 { Stream::Stderr } else { Stream::Stdout };
         writer.append(stream, format!("{stream} {n}\n").as_bytes()).unwrap();
@@ -113,7 +113,7 @@ fn finished_run() -> (tempfile::TempDir, PathBuf) {
     }
     writer.append(Stream::Stdout, b"no end").unwrap();
     writer.finish(success()).unwrap();
-    let of_run = folder.path().join("job_runs/x");
+    let of_run = folder.path().join("job_runs").join(name);
     (folder, of_run)
 }
 
@@ -143,7 +143,7 @@ async fn lines_are_right(store: &dyn LogStore, what: &str) {
 
 #[tokio::test]
 async fn a_journal_with_any_bit_flipped_or_cut_anywhere_costs_no_line_and_not_the_end() {
-    let (_folder, of_run) = finished_run();
+    let (_folder, of_run) = finished_run("x");
     let journal = fs::read(of_run.join("journal")).unwrap();
     let metadata = fs::read(of_run.join("metadata.json")).unwrap();
     let parent = tempfile::tempdir().unwrap();
@@ -172,7 +172,7 @@ async fn a_journal_with_any_bit_flipped_or_cut_anywhere_costs_no_line_and_not_th
 
 #[tokio::test]
 async fn metadata_that_is_garbage_is_no_obstacle() {
-    let (folder, of_run) = finished_run();
+    let (folder, of_run) = finished_run("x");
     for garbage in ["", "{", "[]", "null", r#"{"job_run_id":"y","exit_code":1}"#, "\0\0\0"] {
         fs::write(of_run.join("metadata.json"), garbage).unwrap();
         lines_are_right(&other_process(folder.path()), garbage).await;
@@ -181,7 +181,7 @@ async fn metadata_that_is_garbage_is_no_obstacle() {
 
 #[tokio::test]
 async fn logs_of_zeros_or_with_other_lines_end_every_stream_and_show_what_is_missing() {
-    let (folder, of_run) = finished_run();
+    let (folder, of_run) = finished_run("x");
     let log = of_run.join("stdout.log");
     let sound = fs::read(&log).unwrap();
     let damages: [(&str, Vec<u8>); 4] = [
@@ -433,7 +433,7 @@ fn a_folder_that_several_ask_for_at_once_becomes_one_run() {
 /// must let go of the run all the same in the end.
 #[test]
 fn a_run_that_was_seen_just_before_its_metadata_leaves_the_memory() {
-    let (from, of_run) = finished_run();
+    let (from, of_run) = finished_run("x");
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("job_runs/x");
     copy(&of_run, &run);
@@ -442,18 +442,24 @@ fn a_run_that_was_seen_just_before_its_metadata_leaves_the_memory() {
     journal.lock().unwrap();
     let store = service(folder.path());
     assert_eq!(store.run(&id("x")).unwrap().state.kind(), StateKind::Succeeded);
-    let journals_open = || {
-        let path = run.join("journal");
+    let journals_open = |path: &Path| {
         let links = fs::read_dir("/proc/self/fd").unwrap().flatten();
         links.filter(|link| fs::read_link(link.path()).is_ok_and(|target| target == path)).count()
     };
-    assert_eq!(journals_open(), 2, "the test's own and the store's");
-    let index = || fs::metadata(folder.path().join("index.redb")).unwrap().modified().unwrap();
-    let before = index();
-    wait_until("a commit came too early", || index() > before);
+    let journal_of_x = run.join("journal");
+    assert!(journals_open(&journal_of_x) >= 2, "the test's own and the store's");
+    // Two others that go with the commits behind the one that came too early for this one.
+    for name in ["y", "z"] {
+        let (_guard, of_other) = finished_run(name);
+        let path = folder.path().join("job_runs").join(name);
+        copy(&of_other, &path);
+        assert!(store.run(&id(name)).unwrap().state.is_over());
+        wait_until("the index has it", || journals_open(&path.join("journal")) == 0);
+    }
+    assert!(journals_open(&journal_of_x) >= 2, "it lacks its metadata");
     fs::copy(of_run.join("metadata.json"), run.join("metadata.json")).unwrap();
     drop((journal, from));
-    wait_until("the run has left the memory", || journals_open() == 0);
+    wait_until("the run has left the memory", || journals_open(&journal_of_x) == 0);
     assert_eq!(store.run(&id("x")).unwrap().state.kind(), StateKind::Succeeded);
 }
 
@@ -475,6 +481,7 @@ async fn an_index_that_is_ahead_of_the_files_leads_nobody_astray() {
     let journal = fs::OpenOptions::new().write(true).open(crashed.join("job_runs/x/journal")).unwrap();
     journal.set_len(journal.metadata().unwrap().len() / 2).unwrap();
     writer.finish(success()).unwrap();
+    service(&crashed).close().unwrap();
     let store = service(&crashed);
     let (all, end) = read(&store, "x", followed(View::All)).await;
     assert!(matches!(end, ReadEnd::Complete(_)));
@@ -548,7 +555,7 @@ fn peak_memory() -> u64 {
 
 #[test]
 fn a_torn_record_is_not_there_yet_and_is_cut_off_when_its_writer_is_gone() {
-    let (_guard, of_run) = finished_run();
+    let (_guard, of_run) = finished_run("x");
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("job_runs/x");
     copy(&of_run, &run);

@@ -9,6 +9,7 @@ mod damage;
 mod format;
 mod http;
 mod layers;
+mod model;
 mod runner;
 mod store;
 mod support;
