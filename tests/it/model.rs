@@ -252,7 +252,7 @@ async fn agrees(steps: Vec<Step>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
     fn a_file_store_agrees_with_a_model(steps in proptest::collection::vec(step(), 1..40)) {

@@ -27,6 +27,12 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) {
         let Some(number) = run.number else { continue };
         let mut state = run.state();
         if !state.waiting.dirty {
+            let is_over = state.run.state.is_over();
+            drop(state);
+            if is_over && tracked.is_settled() {
+                // It was written before, but its `metadata.json` was not there yet.
+                shared.runs().remove(run);
+            }
             continue;
         }
         state.waiting.dirty = false;

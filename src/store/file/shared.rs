@@ -310,9 +310,6 @@ impl Shared {
         }
         if self.index.is_none() {
             self.runs().remove(&foreign.run);
-        } else if !foreign.lacks_metadata() {
-            // The record is written once more, if need be: a run leaves the memory with a commit.
-            foreign.run.state().waiting.dirty = true;
         }
         self.nudge(Urgency::Now);
     }

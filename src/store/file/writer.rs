@@ -575,7 +575,7 @@ mod tests {
                 let stream = if stderr { Stream::Stderr } else { Stream::Stdout };
                 let log: &mut Vec<u8> = &mut logs[stream.index()];
                 let text: Vec<u8> =
-                    (0..size).map(|i| if (log.len() + i) % line == 0 { b'\n' } else { b'x' }).collect();
+                    (0..size).map(|i| if (log.len() + i).is_multiple_of(line) { b'\n' } else { b'x' }).collect();
                 run.append(stream, &text).unwrap();
                 log.extend_from_slice(&text);
                 if flush {
