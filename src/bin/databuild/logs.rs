@@ -1,5 +1,6 @@
 //! `databuild logs`: shows the log of a run.
 
+use std::io;
 use std::process::ExitCode;
 
 use databuild_logs::{
@@ -51,7 +52,7 @@ impl Request {
             (true, _) => View::STDERR,
             _ => View::STDOUT,
         };
-        let color = settings.color()?;
+        let color = settings.color(&io::stdout())?;
         let format = match args.output {
             LogFormat::Json => Format::Json,
             LogFormat::Raw => Format::Raw,

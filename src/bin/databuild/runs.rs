@@ -22,7 +22,7 @@ pub(crate) fn run(args: RunsArgs, settings: &Settings) -> Result<ExitCode, Failu
         stop::on_interrupt()?;
         list(args, settings).await
     })?;
-    print(&runs, format, settings.color()?)?;
+    print(&runs, format, settings.color(&io::stdout())?)?;
     Ok(ExitCode::SUCCESS)
 }
 

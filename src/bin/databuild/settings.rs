@@ -60,13 +60,13 @@ impl Settings {
         Ok(Some(Source::Folder { store, dir: dir.value }))
     }
 
-    /// Whether to colour what goes to standard output.
-    pub(crate) fn color(&self) -> Result<bool, Failure> {
+    /// Whether to colour what goes to this output.
+    pub(crate) fn color(&self, output: &impl IsTerminal) -> Result<bool, Failure> {
         Ok(match self.globals.color {
             ColorWhen::Always => true,
             ColorWhen::Never => false,
             ColorWhen::Auto => {
-                io::stdout().is_terminal()
+                output.is_terminal()
                     && self.environment.text("NO_COLOR")?.is_none()
                     && self.environment.text("TERM")? != Some("dumb")
             }
