@@ -81,8 +81,7 @@ fn two_services_cannot_hold_one_folder() {
     let databuild = Databuild::new();
     let (_service, _) = serving(&databuild);
     let done = databuild.run(&["serve", "--listen", "127.0.0.1:0"]).code(1);
-    done.says("is in use by another process; only one service can hold a log folder")
-        .says("hint: stop the other");
+    done.says("is in use by another process").says("hint: one service holds a log folder: stop the other");
 }
 
 #[test]
