@@ -5,6 +5,7 @@ mod buffered;
 mod cli;
 mod composite;
 mod conformance;
+mod format;
 mod http;
 mod layers;
 mod runner;
