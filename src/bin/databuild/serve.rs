@@ -78,9 +78,7 @@ fn cannot_open(dir: &Path, error: LogError) -> Failure {
     let in_use = matches!(error, LogError::InUse { .. });
     let failure = Failure::because(Code::General, &error);
     if in_use {
-        failure.hint(
-            "only one service can hold a log folder: stop the other one, or give --log-dir another folder",
-        )
+        failure.hint("one service holds a log folder: stop the other, or give --log-dir another folder")
     } else {
         failure.line(format_args!("the log folder is {}: --log-dir takes another", dir.display()))
     }
