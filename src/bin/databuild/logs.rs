@@ -11,7 +11,7 @@ use futures_util::{FutureExt, StreamExt};
 use crate::args::{LogFormat, LogsArgs, Tail};
 use crate::failure::{Code, Failure};
 use crate::locate::{RunName, locate};
-use crate::printing::{Format, Printer, Style, Terminal, gap, note, outcome, status};
+use crate::printing::{Format, Printer, Style, Terminal, gap, note, outcome, printable, status};
 use crate::settings::{Settings, runtime};
 use crate::source::Source;
 use crate::stop;
@@ -88,6 +88,9 @@ impl Request {
     fn conclude(&self, End { id, completion }: End) -> Result<ExitCode, Failure> {
         if self.query.follow {
             note(outcome(&id, &completion));
+        }
+        if let Some(text) = &completion.note {
+            note(format_args!("-- {} --", printable(text)));
         }
         if !self.exit_status {
             return Ok(ExitCode::SUCCESS);

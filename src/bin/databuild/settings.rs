@@ -27,6 +27,12 @@ impl Settings {
         Ok(self.environment.log_dir(self.globals.log_dir.as_deref())?)
     }
 
+    /// Whether the folder was given by hand, and no service was: then it comes first.
+    pub(crate) fn folder_comes_first(&self) -> bool {
+        let by_hand = matches!(self.log_dir(), Ok(Setting { origin: Origin::Flag(_), .. }));
+        by_hand && matches!(self.client(), Ok((_, false)))
+    }
+
     /// A client of the service, and whether somebody said where that is.
     pub(crate) fn client(&self) -> Result<(Client, bool), Failure> {
         let server = self.environment.server(self.globals.server.as_deref())?;

@@ -158,7 +158,9 @@ impl ForeignRun {
         }
         let mut run = self.run.state().run.clone();
         match self.run.folder.read_metadata() {
-            Ok(Some(written)) if written.state.is_over() => run = written,
+            Ok(Some(written)) if written.state.is_over() => {
+                run = with_times(written, &self.run.folder, run.started_at);
+            }
             Ok(_) => {}
             Err(LogError::Corrupt { path, what }) => {
                 // It may be half written by a tool that does not rename.
@@ -355,17 +357,34 @@ impl News {
 
 /// What is known of a run whose folder has no journal.
 fn plain_metadata(folder: &RunFolder, id: &JobRunId) -> Result<JobMetadata, LogError> {
+    let started = created(folder)?;
     match folder.read_metadata() {
-        Ok(Some(run)) if run.id() == id => return Ok(run),
+        Ok(Some(run)) if run.id() == id => return Ok(with_times(run, folder, started)),
         Ok(_) | Err(LogError::Corrupt { .. }) => {}
         Err(error) => return Err(error),
     }
-    let path = folder.path();
-    let created = fs::metadata(path)
-        .and_then(|folder| folder.created().or_else(|_| folder.modified()))
-        .map_err(LogError::io("looking at", path))?;
-    let started = UnixMicros::from(created);
     Ok(JobMetadata::started(RunSpec { created_at: started, ..RunSpec::new(id.clone()) }, started))
+}
+
+fn created(folder: &RunFolder) -> Result<UnixMicros, LogError> {
+    let path = folder.path();
+    let created = fs::metadata(path).and_then(|folder| folder.created().or_else(|_| folder.modified()));
+    Ok(created.map_err(LogError::io("looking at", path))?.into())
+}
+
+/// Takes times that a document lacks from the files.
+fn with_times(mut run: JobMetadata, folder: &RunFolder, started: UnixMicros) -> JobMetadata {
+    let unknown = UnixMicros::default();
+    if run.started_at == unknown {
+        run.started_at = started;
+    }
+    if run.spec.created_at == unknown {
+        run.spec.created_at = run.started_at;
+    }
+    if run.state.ended() == Some(unknown) {
+        run.state = run.state.ended_at(last_touched(folder).into());
+    }
+    run
 }
 
 /// When something was last written to a run's logs or journal.
