@@ -162,7 +162,11 @@ impl RunFolder {
             fs::rename(&new, &path)?;
             File::open(&self.path)?.sync_all()
         };
-        write().map_err(LogError::io("writing", &path))
+        write().map_err(|error| {
+            // Whether it could be removed makes no difference: a name with a dot is nobody's.
+            let _ = fs::remove_file(&new);
+            LogError::io("writing", &path)(error)
+        })
     }
 
     /// Removes a folder that was prepared and is not needed.

@@ -77,14 +77,15 @@ fn open(
     id: &JobRunId,
     mut read: ReadOptions,
 ) -> Result<(ReadStream, Option<LineNumber>), LogError> {
-    let at = match store.position(id, read.view, read.start) {
-        Ok(position) => {
-            read.start = Start::After(position);
-            Some(position)
+    if !matches!(read.start, Start::After(_)) {
+        match store.position(id, read.view, read.start) {
+            Ok(position) => read.start = Start::After(position),
+            // Whether that is an error is for the read to say: a follower waits.
+            Err(LogError::NotFound { .. }) => {}
+            Err(error) => return Err(error),
         }
-        Err(LogError::NotFound { .. }) if read.follow => None,
-        Err(error) => return Err(error),
-    };
+    }
+    let at = if let Start::After(line) = read.start { Some(line) } else { None };
     Ok((store.read(id, read)?, at))
 }
 

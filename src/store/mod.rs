@@ -67,7 +67,7 @@ pub trait LogStore: Send + Sync {
     fn read(&self, id: &JobRunId, options: ReadOptions) -> Result<ReadStream, LogError>;
 
     /// How many lines of a view lie before the first one that a read from `start` would give at this moment.
-    /// A read from [`Start::After`] that gives the same lines, now and later.
+    /// A read from [`Start::After`] with that position gives the same lines, now and later.
     ///
     /// # Errors
     ///

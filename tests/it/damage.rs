@@ -180,6 +180,23 @@ async fn metadata_that_is_garbage_is_no_obstacle() {
 }
 
 #[tokio::test]
+async fn a_folder_that_was_copied_is_a_run_with_the_name_of_the_copy() {
+    let (folder, of_run) = finished_run("x");
+    copy(&of_run, &folder.path().join("job_runs/y"));
+    let stores: [Arc<dyn LogStore>; 2] =
+        [Arc::new(other_process(folder.path())), Arc::new(service(folder.path()))];
+    for store in &stores {
+        for name in ["x", "y"] {
+            let run = store.run(&id(name)).unwrap();
+            assert_eq!((run.id().as_str(), run.state.kind()), (name, StateKind::Succeeded));
+            let (seen, _) = read(&**store, name, followed(View::STDERR)).await;
+            assert_eq!(texts(&seen), ["stderr 2", "stderr 4", "stderr 6"]);
+        }
+        assert_eq!(store.runs(&RunQuery::default()).unwrap().runs.len(), 2);
+    }
+}
+
+#[tokio::test]
 async fn logs_of_zeros_or_with_other_lines_end_every_stream_and_show_what_is_missing() {
     let (folder, of_run) = finished_run("x");
     let log = of_run.join("stdout.log");

@@ -169,7 +169,13 @@ impl ForeignRun {
     /// The run as its `metadata.json` says that it ended, if it says so.
     fn written_end(&self) -> Result<Option<JobMetadata>, LogError> {
         match self.run.folder.read_metadata() {
-            Ok(written) => Ok(written.filter(|run| run.state.is_over() && *run.id() == self.run.id)),
+            Ok(Some(mut run)) if run.state.is_over() => {
+                // A folder that was copied or renamed still has the name of the other in it.
+                run.spec.id = self.run.id.clone();
+                let started_at = self.run.state().run.started_at;
+                Ok(Some(with_times(run, &self.run.folder, started_at)))
+            }
+            Ok(_) => Ok(None),
             Err(LogError::Corrupt { path, what }) => {
                 // It may be half written by a tool that does not rename.
                 tracing::debug!(path = %path.display(), what, "metadata.json can't be read now");
@@ -374,17 +380,34 @@ impl News {
 
 /// What is known of a run whose folder has no journal.
 fn plain_metadata(folder: &RunFolder, id: &JobRunId) -> Result<JobMetadata, LogError> {
+    let started = created(folder)?;
     match folder.read_metadata() {
-        Ok(Some(run)) if run.id() == id => return Ok(run),
+        Ok(Some(run)) if run.id() == id => return Ok(with_times(run, folder, started)),
         Ok(_) | Err(LogError::Corrupt { .. }) => {}
         Err(error) => return Err(error),
     }
-    let path = folder.path();
-    let created = fs::metadata(path)
-        .and_then(|folder| folder.created().or_else(|_| folder.modified()))
-        .map_err(LogError::io("looking at", path))?;
-    let started = UnixMicros::from(created);
     Ok(JobMetadata::started(RunSpec { created_at: started, ..RunSpec::new(id.clone()) }, started))
+}
+
+fn created(folder: &RunFolder) -> Result<UnixMicros, LogError> {
+    let path = folder.path();
+    let created = fs::metadata(path).and_then(|folder| folder.created().or_else(|_| folder.modified()));
+    Ok(created.map_err(LogError::io("looking at", path))?.into())
+}
+
+/// Takes times that a document lacks from the files.
+fn with_times(mut run: JobMetadata, folder: &RunFolder, started: UnixMicros) -> JobMetadata {
+    let unknown = UnixMicros::default();
+    if run.started_at == unknown {
+        run.started_at = started;
+    }
+    if run.spec.created_at == unknown {
+        run.spec.created_at = run.started_at;
+    }
+    if run.state.ended() == Some(unknown) {
+        run.state = run.state.ended_at(last_touched(folder).into());
+    }
+    run
 }
 
 /// When something was last written to a run's logs or journal.

@@ -112,8 +112,11 @@ pub(crate) fn created(shared: &Shared, id: &JobRunId) -> Option<u64> {
 
 /// What is known of a run: from its `metadata.json`, or from its journal while it goes on.
 fn describe(shared: &Arc<Shared>, id: &JobRunId) -> Result<JobMetadata, LogError> {
+    // A document by another tool need not say how much there is: then the lines are counted.
+    let folder = shared.layout.run(id);
     if shared.tracked(id).is_none()
-        && let Ok(Some(run)) = shared.layout.run(id).read_metadata()
+        && folder.journal().exists()
+        && let Ok(Some(run)) = folder.read_metadata()
         && run.id() == id
         && run.state.is_over()
     {

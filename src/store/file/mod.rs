@@ -36,12 +36,13 @@ use crate::store::{LogStore, Outcome, ReadOptions, ReadStream, RunEnd, RunPage, 
 
 /// How much is read at once to find a place.
 const READ_BYTES: usize = 64 * 1024;
+
 /// How a [`FileLogStore`] looks after runs that other processes write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileStoreOptions {
-    /// How often to ask whether the writer of a run still lives.
+    /// How often to ask whether the writer of a run still lives; 1 s. So long it can take to call a run lost.
     pub liveness_interval: Duration,
-    /// How often to look for runs that were never announced, in case the system lost an event.
+    /// How often to look for runs that were never announced, in case the system lost an event; 30 s.
     pub rescan_interval: Duration,
 }
 
