@@ -396,8 +396,14 @@ impl Shared {
                     }
                     Ok(Err(error)) => return stream::iter([Err(error)]).boxed(),
                 }
-                if appeared.changed().await.is_err() {
-                    return stream::iter([Err(LogError::Closed)]).boxed();
+                // Thousands may wait for runs of their own: nobody opens anything before there is a folder.
+                loop {
+                    if appeared.changed().await.is_err() {
+                        return stream::iter([Err(LogError::Closed)]).boxed();
+                    }
+                    if shared.is_closed() || shared.layout.run(&id).is_there() {
+                        break;
+                    }
                 }
             }
         };
