@@ -102,7 +102,7 @@ fn warning(pen: &mut Pen<'_>, dice: &mut Dice) {
 fn compiling(pen: &mut Pen<'_>, dice: &mut Dice) {
     pen.text("   Compiling ").text(dice.one_of(&PARTS)).text("_").number(dice.roll(5_000), 4).text(" v0.");
     pen.number(dice.roll(60), 1).text(".").number(dice.roll(20), 1).text(" (/workspace/build/crates/");
-    pen.text(dice.one_of(&PARTS)).text("/generated) [release, optimised, ").number(dice.roll(32), 1);
+    pen.text(dice.one_of(&PARTS)).text("/generated) [optimised, ").number(dice.roll(32), 1);
     pen.text(" units, ").number(dice.roll(90_000), 1).text(" ms]");
 }
 
@@ -118,7 +118,7 @@ fn event(pen: &mut Pen<'_>, dice: &mut Dice, number: u64) {
     pen.text("2026-03-14T").number(seconds / 3_600 % 24, 2).text(":").number(seconds / 60 % 60, 2);
     pen.text(":").number(seconds % 60, 2).text(".").number(micros % 1_000_000, 6).text("Z  INFO worker-");
     pen.number(dice.roll(32), 2).text(" ").text(dice.one_of(&PARTS)).text(": data/alpha/2026-03-");
-    pen.number(1 + dice.roll(28), 2).text("/part-").number(dice.roll(100_000), 5).text(" materialised, ");
+    pen.number(1 + dice.roll(28), 2).text("/part-").number(dice.roll(100_000), 5).text(" made, ");
     pen.number(dice.roll(10_000_000), 1).text(" rows, ").number(dice.roll(60_000), 1).text(" ms");
 }
 
