@@ -30,7 +30,7 @@ use crate::wire::Cursor;
 /// Frames that are there already are put together up to this size, and then sent; nothing waits for more to come.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// The most text that is turned into frames at once. `benches/http_sse.rs`, on a busy machine with 2 cores: 8 to 9
+/// The most text that is turned into frames at once. `benches/sse.rs`, on a busy machine with 2 cores: 8 to 9
 /// million lines a second with 128 KiB, 5 to 8 with 256 and 3 to 4 with 64, all of them in memory beforehand.
 const BATCH_BYTES: usize = 128 * 1024;
 
