@@ -5,6 +5,7 @@ mod buffered;
 mod cli;
 mod composite;
 mod conformance;
+mod crash;
 mod http;
 mod runner;
 mod store;

@@ -12,6 +12,7 @@ use crate::layout::{Layout, RunFolder};
 use crate::line::{LineNumber, Stream, UnixMicros};
 use crate::logfile::{AppendFile, Fetched, Io, ReadFile, count_lines, whole_lines};
 use crate::run::{Gap, JobMetadata, JobRunId, RunSpec, RunState};
+use crate::store::file::FileStoreOptions;
 use crate::store::file::live::LiveRun;
 use crate::store::file::marks::{Entry, JournalReader};
 use crate::store::file::writer::{OwnRun, disk_bytes};
@@ -103,6 +104,9 @@ impl ForeignRun {
         if self.run.is_over() {
             return Ok(true);
         }
+        // Looked at before the journal: of every hole before these bytes, the journal tells by then.
+        let lengths = Stream::BOTH
+            .map(|stream| fs::metadata(self.run.folder.log(stream)).map_or(0, |file| file.len()));
         let indexed = self.run.number.is_some();
         let mut news = News { indexed, ..News::default() };
         match &mut tracker.source {
@@ -112,15 +116,13 @@ impl ForeignRun {
         if news.end.is_none() {
             news.end = self.plain_end(&tracker)?;
         }
-        self.publish(&tracker, news);
+        self.publish(&tracker, lengths, news);
         Ok(self.run.is_over())
     }
 
-    fn publish(&self, tracker: &Tracker, news: News) {
-        let visible = Stream::BOTH.map(|stream| {
-            let length = fs::metadata(self.run.folder.log(stream)).map_or(0, |file| file.len());
-            length.max(tracker.progress.of(stream).bytes)
-        });
+    fn publish(&self, tracker: &Tracker, lengths: [u64; 2], news: News) {
+        let visible =
+            Stream::BOTH.map(|stream| lengths[stream.index()].max(tracker.progress.of(stream).bytes));
         let unchanged = {
             let state = self.run.state();
             state.visible == visible && state.progress == tracker.progress && news.end.is_none()
@@ -217,7 +219,7 @@ impl ForeignRun {
 
     /// Ends a run whose writer is gone: what it left in the logs is noted in the journal, then that it is lost.
     /// Gives false if somebody else has the run after all.
-    pub(crate) fn recover(&self) -> Result<bool, LogError> {
+    pub(crate) fn recover(&self, options: &FileStoreOptions) -> Result<bool, LogError> {
         let mut journal = AppendFile::open(self.run.folder.journal())?;
         if !journal.try_lock()? {
             return Ok(false);
@@ -234,12 +236,19 @@ impl ForeignRun {
             tracing::warn!(run = %self.run.id, bytes = journal.len() - progress.journal, "cutting off a torn journal record");
             journal.cut(progress.journal)?;
         }
-        let own = OwnRun::take_over(Arc::clone(&self.run), journal, checkpointer)?;
+        let own = OwnRun::take_over(Arc::clone(&self.run), journal, checkpointer, options)?;
         for stream in Stream::BOTH {
             adopt_unmarked(&own, stream, progress.of(stream).bytes, ended_at)?;
         }
-        own.finish(RunEnd { ended_at, ..RunEnd::now(Outcome::Lost) })?;
+        own.finish(self.known_end().unwrap_or(RunEnd { ended_at, ..RunEnd::now(Outcome::Lost) }))?;
         Ok(true)
+    }
+
+    /// How the run ended, if its writer could say so in `metadata.json` but not in the journal.
+    fn known_end(&self) -> Option<RunEnd> {
+        let run = self.run.folder.read_metadata().ok()??;
+        let is_end = run.id() == &self.run.id && run.state.is_over();
+        is_end.then(|| RunEnd::from_metadata(run).ok())?
     }
 
     /// Whether the run's journal has ended but nothing was said of it in `metadata.json` yet.
@@ -252,13 +261,13 @@ impl ForeignRun {
     }
 
     /// Writes the `metadata.json` that a writer did not get to after it ended its journal.
-    pub(crate) fn complete_metadata(&self) -> Result<(), LogError> {
+    pub(crate) fn complete_metadata(&self, options: &FileStoreOptions) -> Result<(), LogError> {
         if self.lacks_metadata()
             && let Source::Journal(journal) = &self.tracker().source
             && !journal.file().is_locked()?
             && self.lacks_metadata()
         {
-            self.run.folder.write_metadata(&self.run.metadata())?;
+            self.run.folder.write_metadata(&self.run.metadata(), options.durability.syncs_ends())?;
             self.run.state().waiting.dirty = true;
         }
         Ok(())

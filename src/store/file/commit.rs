@@ -4,19 +4,20 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use crate::error::LogError;
-use crate::index::{Changes, Index};
+use crate::index::{Changes, Committed, Index};
 use crate::store::file::shared::{Shared, Tracked};
 
-pub(crate) fn commit_waiting(shared: &Weak<Shared>) {
-    let Some(shared) = shared.upgrade() else { return };
+pub(crate) fn commit_waiting(shared: &Weak<Shared>) -> Committed {
+    let Some(shared) = shared.upgrade() else { return Committed::Done };
     shared.nudged.store(false, Ordering::Relaxed);
-    if let Some(index) = &shared.index {
-        commit_all(&shared, index);
+    match &shared.index {
+        Some(index) => commit_all(&shared, index),
+        None => Committed::Done,
     }
 }
 
 /// Writes what waits to the index, and lets go of runs that are over and written.
-pub(crate) fn commit_all(shared: &Shared, index: &Index) {
+pub(crate) fn commit_all(shared: &Shared, index: &Index) -> Committed {
     let mut changes = Changes::default();
     let mut written = Vec::new();
     for tracked in shared.all_tracked() {
@@ -25,6 +26,11 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) {
         }
         let run = tracked.run();
         let Some(number) = run.number else { continue };
+        if !tracked.is_settled() {
+            // For the index it goes on until its `metadata.json` is written: whoever opens the store next is to
+            // look at it again.
+            continue;
+        }
         let mut state = run.state();
         if !state.waiting.dirty {
             continue;
@@ -36,7 +42,7 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) {
         written.push((Arc::clone(run), state.waiting.lines.len(), state.waiting.places.len()));
     }
     if changes.is_empty() {
-        return;
+        return Committed::Done;
     }
     match index.commit(&changes) {
         Ok(()) => {
@@ -49,13 +55,15 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) {
                     runs.by_id.remove(&run.id);
                 }
             }
+            Committed::Done
         }
-        Err(LogError::Closed) => {}
+        Err(LogError::Closed) => Committed::Done,
         Err(error) => {
             tracing::error!(%error, "the index can't be written; what waits for it is kept");
             for (run, ..) in written {
                 run.state().waiting.dirty = true;
             }
+            Committed::Failed
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::run::{JobMetadata, JobRunId, RunSpec};
 use crate::store::file::FileStoreOptions;
 use crate::store::file::adopt::ForeignRun;
 use crate::store::file::commit::commit_all;
+use crate::store::file::durability::Syncer;
 use crate::store::file::live::{LiveRun, finished};
 use crate::store::file::source::FileSource;
 use crate::store::file::watch::Watch;
@@ -30,6 +31,8 @@ pub(crate) struct Shared {
     pub(crate) options: FileStoreOptions,
     pub(crate) index: Option<Arc<Index>>,
     pub(crate) committer: OnceLock<Committer>,
+    /// Syncs runs that go on, if that is wanted.
+    pub(crate) syncer: OnceLock<Syncer>,
     /// Whether the committer knows that something waits.
     pub(crate) nudged: AtomicBool,
     runs: Mutex<Runs>,
@@ -89,6 +92,7 @@ impl Shared {
             discovery: Condvar::new(),
             index,
             committer: OnceLock::new(),
+            syncer: OnceLock::new(),
             nudged: AtomicBool::new(false),
             runs: Mutex::new(Runs { last_number, ..Runs::default() }),
             appeared: watch::Sender::new(0),
@@ -169,7 +173,7 @@ impl Shared {
         if !self.runs().starting.insert(id.clone()) {
             return Err(LogError::AlreadyExists { id });
         }
-        let created = OwnRun::create(&self.layout, spec, self.next_number()).map(Arc::new);
+        let created = OwnRun::create(&self.layout, spec, self.next_number(), &self.options).map(Arc::new);
         {
             let mut runs = self.runs();
             runs.starting.remove(&id);
@@ -249,13 +253,13 @@ impl Shared {
         let keeps_store = self.index.is_some();
         if !foreign.run.is_over() && foreign.writer_is_gone()? {
             if keeps_store {
-                foreign.recover()?;
+                foreign.recover(&self.options)?;
             } else {
                 foreign.report_lost();
             }
         }
         if keeps_store {
-            foreign.complete_metadata()?;
+            foreign.complete_metadata(&self.options)?;
         }
         Ok(())
     }
@@ -392,6 +396,9 @@ impl Drop for Shared {
 pub(crate) fn shut_down(shared: &Shared) -> Option<LogError> {
     if let Some(watch) = shared.watch.get() {
         watch.stop();
+    }
+    if let Some(syncer) = shared.syncer.get() {
+        syncer.stop();
     }
     shared.set_discovered();
     if let Some(committer) = shared.committer.get() {

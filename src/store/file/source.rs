@@ -152,6 +152,8 @@ impl FileSource {
             }
             Taken::Nothing => Ok(None),
             Taken::Missing if io == Io::CachedOnly => Ok(Some(Step::WouldBlock)),
+            // The writer may have cut off a line that it could not keep; it is going to say so.
+            Taken::Missing if !moment.over => Ok(None),
             Taken::Missing => Ok(Some(self.missing(stream, moment))),
             Taken::WouldBlock => Ok(Some(Step::WouldBlock)),
         }

@@ -1,26 +1,33 @@
 //! Writing a run: bytes to its log, then what arrived to its journal, then the news to its readers.
 
 use std::collections::VecDeque;
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use memchr::memchr;
 
 use crate::error::LogError;
 use crate::index::progress::{Checkpointer, Checkpoints, GapAt, Progress};
-use crate::journal::{Arrival, JournalWriter, Record, What};
+use crate::journal::{Arrival, JournalWriter, What};
 use crate::layout::{Layout, RunFolder};
 use crate::line::{LineNumber, Stream, UnixMicros};
 use crate::logfile::{AppendFile, count_lines, whole_lines};
 use crate::run::{Gap, GapReason, JobMetadata, RunSpec};
 use crate::store::RunEnd;
+use crate::store::file::FileStoreOptions;
 use crate::store::file::live::{LiveRun, finished};
+use crate::store::file::space::Floor;
 
 /// Batches of a stream that arrive within this many microseconds share a mark.
 const MERGE_MICROS: u64 = 1_000;
-/// The most records that wait for a journal which can't be written; beyond that, marks of a stream are merged.
-const MAX_UNWRITTEN: usize = 4_096;
+/// The most records that wait for a journal which can't be written; beyond that, output is lost as on a full disk. So
+/// many find room behind the journal when the run ends.
+const MAX_UNWRITTEN: usize = 256;
+/// The longest time between two tries to go on behind a hole, in microseconds.
+const MAX_RETRY_MICROS: u64 = 100_000;
 
 /// A run that this process writes.
 #[derive(Debug)]
@@ -56,6 +63,11 @@ struct WriterHalf {
 struct Files {
     logs: [AppendFile; 2],
     journal: JournalWriter,
+    floor: Floor,
+    /// Whether the end of the run waits for the disk.
+    syncs: bool,
+    /// How far the logs and the journal were when they were last synced while the run went on.
+    synced: [u64; 3],
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -72,9 +84,35 @@ struct Hole {
     /// Whether the last byte lost was not a `\n`: the rest of that line is lost too.
     within_line: bool,
     reason: GapReason,
+    /// When going on was last tried, and how long to wait before the next time, in microseconds: a disk that
+    /// refuses everything is not asked at every line.
+    tried: UnixMicros,
+    wait: u64,
 }
 
 impl Hole {
+    /// A hole that begins at this moment and swallows this unterminated part of a line.
+    const fn new(unterminated: u64, now: UnixMicros) -> Self {
+        Self {
+            lines: 0,
+            bytes: unterminated,
+            within_line: unterminated > 0,
+            reason: GapReason::DiskFull,
+            tried: now,
+            wait: 0,
+        }
+    }
+
+    /// Whether it is time to try to go on. A clock that went back does not make it wait longer.
+    const fn may_end(&self, now: UnixMicros) -> bool {
+        now.0 < self.tried.0 || now.0 - self.tried.0 >= self.wait
+    }
+
+    fn failed_to_end(&mut self, now: UnixMicros) {
+        self.tried = now;
+        self.wait = (self.wait * 2).clamp(1_000, MAX_RETRY_MICROS);
+    }
+
     fn swallow(&mut self, bytes: &[u8]) {
         let Some(last) = bytes.last() else { return };
         self.lines += count_lines(bytes);
@@ -85,13 +123,13 @@ impl Hole {
 
 impl OwnRun {
     /// Creates a run's folder and gives the run. It appears under its id all at once, with its journal locked.
-    pub(crate) fn create(layout: &Layout, spec: RunSpec, number: Option<u64>) -> Result<Self, LogError> {
+    pub(crate) fn create(layout: &Layout, spec: RunSpec, number: Option<u64>, options: &FileStoreOptions) -> Result<Self, LogError> {
         layout.create()?;
         let id = spec.id.clone();
         let started = UnixMicros::now();
         let run = JobMetadata::started(spec, started);
         let prepared = layout.prepare_run(&id)?;
-        let made = Files::create(&prepared, &run).and_then(|files| {
+        let made = Files::create(&prepared, &run, options).and_then(|files| {
             let folder = layout.publish_run(&prepared, &id)?;
             Ok((files.moved_to(&folder), folder))
         });
@@ -106,11 +144,12 @@ impl OwnRun {
         run: Arc<LiveRun>,
         journal: AppendFile,
         checkpointer: Checkpointer,
+        options: &FileStoreOptions,
     ) -> Result<Self, LogError> {
         let progress = run.state().progress;
         let log = |stream: Stream| AppendFile::open(run.folder.log(stream));
         let logs = [log(Stream::Stdout)?, log(Stream::Stderr)?];
-        let files = Files { logs, journal: JournalWriter::resume(journal) };
+        let files = Files::new(logs, JournalWriter::resume(journal), options);
         let half = WriterHalf::new(files, progress, checkpointer, run.number.is_some());
         Ok(Self { run, half: Mutex::new(half) })
     }
@@ -121,11 +160,15 @@ impl OwnRun {
 
     /// Appends bytes to a stream.
     pub(crate) fn append(&self, stream: Stream, bytes: &[u8]) -> Result<Appended, LogError> {
+        self.append_at(stream, bytes, UnixMicros::now())
+    }
+
+    /// The same at a given time.
+    fn append_at(&self, stream: Stream, bytes: &[u8], now: UnixMicros) -> Result<Appended, LogError> {
         let mut half = self.half();
         if half.files.is_none() {
             return Err(finished(&self.run.id));
         }
-        let now = UnixMicros::now();
         let result = half.append(stream, bytes, now);
         half.write_marks_if_due(now);
         let rows_wait = self.publish(&mut half);
@@ -159,7 +202,7 @@ impl OwnRun {
     pub(crate) fn finish(&self, end: RunEnd) -> Result<JobMetadata, LogError> {
         let mut half = self.half();
         half.close_holes();
-        half.write_marks();
+        half.write_last_marks();
         let Some(mut files) = half.files.take() else { return Err(finished(&self.run.id)) };
         self.publish(&mut half);
         let mut run = self.run.metadata();
@@ -169,7 +212,7 @@ impl OwnRun {
                 run.other.entry(key).or_insert(value);
             }
         }
-        let written = files.end(&run).and_then(|()| self.run.folder.write_metadata(&run));
+        let written = files.end(&mut run, &self.run.folder);
         let disk_bytes = disk_bytes(&self.run.folder);
         self.run.change(|state| {
             state.run = run.clone();
@@ -179,10 +222,37 @@ impl OwnRun {
         written.map(|()| run)
     }
 
+    /// Makes what was appended since the last time survive a power cut.
+    pub(crate) fn sync(&self) -> Result<(), LogError> {
+        let (files, lengths) = {
+            let mut half = self.half();
+            half.write_marks();
+            self.publish(&mut half);
+            let Some(files) = &half.files else { return Ok(()) };
+            let lengths = files.lengths();
+            if lengths == files.synced {
+                return Ok(());
+            }
+            (files.handles(), lengths)
+        };
+        // Appends go on meanwhile. The journal comes last: what it tells of is there.
+        for (file, path) in files {
+            file.sync_data().map_err(LogError::io("syncing", path))?;
+        }
+        if let Some(files) = &mut self.half().files {
+            files.synced = lengths;
+        }
+        Ok(())
+    }
+
     /// Tells the readers how far the run has come; gives how many rows wait for the index.
     fn publish(&self, half: &mut WriterHalf) -> usize {
         self.run.change(|state| {
-            state.visible = half.progress.streams.map(|stream| stream.bytes);
+            // In a hole, the beginning of the line that it is in is cut off.
+            state.visible = Stream::BOTH.map(|stream| match half.holes[stream.index()] {
+                Some(_) => half.progress.of(stream).line_start,
+                None => half.progress.of(stream).bytes,
+            });
             state.progress = half.progress;
             state.progress.journal = half.written.journal;
             state.tail.clear();
@@ -236,10 +306,15 @@ impl WriterHalf {
             self.append_behind_hole(stream, bytes, now);
             return Ok(());
         }
+        let has_room = self.has_room(stream, bytes.len(), now);
         let Some(files) = &mut self.files else { return Ok(()) };
         let log = &mut files.logs[stream.index()];
         let before = log.len();
-        let Err(error) = log.append(bytes) else {
+        let appended = match has_room {
+            true => log.append(bytes),
+            false => Err(LogError::io("appending to", log.path())(io::ErrorKind::StorageFull.into())),
+        };
+        let Err(error) = appended else {
             log.begin_write_back();
             self.arrived(stream, bytes, now);
             return Ok(());
@@ -250,17 +325,20 @@ impl WriterHalf {
         if kept > 0 {
             self.arrived(stream, &bytes[..kept], now);
         }
-        let mut hole = Hole {
-            lines: 0,
-            bytes: self.progress.of(stream).unterminated(),
-            within_line: false,
-            reason: GapReason::DiskFull,
-        };
+        let mut hole = Hole::new(self.progress.of(stream).unterminated(), now);
         hole.swallow(&bytes[kept..]);
         tracing::warn!(%error, %stream, "output can't be kept; the hole is counted until it can");
         self.holes[stream.index()] = Some(hole);
         self.cut_to_line_start(stream);
         Err(error)
+    }
+
+    /// Whether so many bytes may be tried at all: the disk has more than it is to keep free, and the journal can
+    /// take what is told to it.
+    fn has_room(&mut self, stream: Stream, bytes: usize, now: UnixMicros) -> bool {
+        let Some(files) = &mut self.files else { return false };
+        self.unwritten.len() < MAX_UNWRITTEN
+            && !files.floor.is_reached(&files.logs[stream.index()], bytes, now)
     }
 
     /// Cuts off what stands behind the last whole line that was kept.
@@ -281,40 +359,72 @@ impl WriterHalf {
         };
         let (lost, rest) = bytes.split_at(line_start);
         hole.swallow(lost);
-        let kept = !rest.is_empty()
+        let may_end = !rest.is_empty() && hole.may_end(now);
+        // The journal tells of the hole before the log has what lies behind it: a reader that sees those lines
+        // numbers them by what it knows.
+        if !(may_end
+            && self.has_room(stream, rest.len(), now)
             && self.cut_to_line_start(stream)
-            && self.files.as_mut().is_some_and(|files| files.logs[stream.index()].append(rest).is_ok());
-        if kept {
-            self.holes[stream.index()] = None;
-            self.lost(stream, hole, now);
-            self.arrived(stream, rest, now);
-        } else {
+            && self.tell_of_hole(stream, hole, now))
+        {
+            if may_end {
+                hole.failed_to_end(now);
+            }
             hole.swallow(rest);
             self.holes[stream.index()] = Some(hole);
-            self.cut_to_line_start(stream);
+            return;
         }
+        self.holes[stream.index()] = None;
+        // What fails now is the beginning of another hole, which is told of as this one is.
+        if self.append(stream, rest, now).is_err()
+            && let Some(next) = &mut self.holes[stream.index()]
+        {
+            next.wait = hole.wait;
+            next.failed_to_end(now);
+        }
+    }
+
+    /// Writes a hole to the journal at once, and counts it if that works.
+    fn tell_of_hole(&mut self, stream: Stream, hole: Hole, now: UnixMicros) -> bool {
+        self.write_marks();
+        if !self.unwritten.is_empty() {
+            return false;
+        }
+        let (arrival, gap) = self.gap(stream, hole, now);
+        self.unwritten.push_back(arrival);
+        self.write_marks();
+        if self.unwritten.pop_back().is_some() {
+            return false;
+        }
+        self.progress.advance(&arrival);
+        self.gaps.push(gap);
+        true
     }
 
     /// Ends the holes that are open at the end of the run.
     fn close_holes(&mut self) {
+        let now = UnixMicros::now();
         for stream in Stream::BOTH {
             if let Some(hole) = self.holes[stream.index()].take() {
-                self.lost(stream, hole, UnixMicros::now());
+                self.cut_to_line_start(stream);
+                self.seal_open_mark();
+                let (arrival, gap) = self.gap(stream, hole, now);
+                self.progress.advance(&arrival);
+                self.unwritten.push_back(arrival);
+                self.gaps.push(gap);
             }
         }
     }
 
-    /// Counts what a hole swallowed.
-    fn lost(&mut self, stream: Stream, hole: Hole, now: UnixMicros) {
-        self.seal_open_mark();
+    /// What a hole swallowed, as the journal and the readers are told.
+    fn gap(&self, stream: Stream, hole: Hole, now: UnixMicros) -> (Arrival, GapAt) {
         let lines = hole.lines + u64::from(hole.within_line);
         let at = self.progress.of(stream);
         let gap = Gap { stream, after: LineNumber(at.lines), lines, bytes: hole.bytes, reason: hole.reason };
-        self.gaps.push(GapAt { gap, offset: at.line_start });
-        let time = self.next_time(now);
-        let after_micros = time.0 - self.progress.time.0;
+        let after_micros = self.next_time(now).0 - self.progress.time.0;
         let what = What::Gap(hole.reason);
-        self.take_in(Arrival { after_micros, stream, lines, bytes: hole.bytes, what });
+        let arrival = Arrival { after_micros, stream, lines, bytes: hole.bytes, what };
+        (arrival, GapAt { gap, offset: at.line_start })
     }
 
     /// Counts bytes that are in the log.
@@ -370,25 +480,9 @@ impl WriterHalf {
         now.max(UnixMicros(self.progress.time.0 + 1))
     }
 
-    fn take_in(&mut self, arrival: Arrival) {
-        self.progress.advance(&arrival);
-        self.unwritten.push_back(arrival);
-    }
-
     /// Ends the open mark.
     fn seal_open_mark(&mut self) {
         let Some(OpenMark { arrival, .. }) = self.open.take() else { return };
-        if self.unwritten.len() >= MAX_UNWRITTEN
-            && let Some(last) = self.unwritten.back_mut()
-            && last.stream == arrival.stream
-            && matches!((last.what, arrival.what), (What::Mark { .. }, What::Mark { .. }))
-        {
-            last.after_micros += arrival.after_micros;
-            last.lines += arrival.lines;
-            last.bytes += arrival.bytes;
-            last.what = arrival.what;
-            return;
-        }
         self.unwritten.push_back(arrival);
     }
 
@@ -403,6 +497,15 @@ impl WriterHalf {
     }
 
     fn write_marks(&mut self) {
+        self.write_marks_of(false);
+    }
+
+    /// The last marks of a run may use the room that is kept for its end.
+    fn write_last_marks(&mut self) {
+        self.write_marks_of(true);
+    }
+
+    fn write_marks_of(&mut self, last: bool) {
         self.seal_open_mark();
         if self.unwritten.is_empty() {
             return;
@@ -418,24 +521,33 @@ impl WriterHalf {
                 found.push(checkpoints);
             }
         };
-        match files.journal.append_arrivals(self.unwritten.make_contiguous(), note) {
+        match files.journal.append_arrivals(self.unwritten.make_contiguous(), last, note) {
             Ok(()) => self.unwritten.clear(),
-            Err(error) => tracing::warn!(%error, "arrivals wait for the journal"),
+            Err(error) => tracing::debug!(%error, "arrivals wait for the journal"),
         }
     }
 }
 
 impl Files {
-    fn create(folder: &RunFolder, run: &JobMetadata) -> Result<Self, LogError> {
+    const fn new(logs: [AppendFile; 2], journal: JournalWriter, options: &FileStoreOptions) -> Self {
+        let floor = Floor::new(options.min_free_bytes);
+        Self { logs, journal, floor, syncs: options.durability.syncs_ends(), synced: [0; 3] }
+    }
+
+    fn create(folder: &RunFolder, run: &JobMetadata, options: &FileStoreOptions) -> Result<Self, LogError> {
         let journal = AppendFile::create(folder.journal())?;
         if !journal.try_lock()? {
             return Err(LogError::InUse { path: folder.journal() });
         }
         let log = |stream: Stream| AppendFile::create(folder.log(stream));
-        Ok(Self {
-            logs: [log(Stream::Stdout)?, log(Stream::Stderr)?],
-            journal: JournalWriter::begin(journal, run)?,
-        })
+        let logs = [log(Stream::Stdout)?, log(Stream::Stderr)?];
+        let journal = JournalWriter::begin(journal, run)?;
+        if journal.reserve() > 0
+            && let Err(error) = folder.reserve_metadata(journal.reserve())
+        {
+            tracing::warn!(%error, "a run begins without room for its end");
+        }
+        Ok(Self::new(logs, journal, options))
     }
 
     fn moved_to(mut self, folder: &RunFolder) -> Self {
@@ -446,19 +558,53 @@ impl Files {
         self
     }
 
-    /// Makes the logs durable, then says in the journal that the run is over, then makes that durable.
-    fn end(&mut self, run: &JobMetadata) -> Result<(), LogError> {
-        for log in self.logs.iter().filter(|log| log.len() > 0) {
-            log.sync()?;
+    fn lengths(&self) -> [u64; 3] {
+        [self.logs[0].len(), self.logs[1].len(), self.journal.len()]
+    }
+
+    /// The logs, then the journal.
+    fn handles(&self) -> [(Arc<File>, PathBuf); 3] {
+        let [out, err] = &self.logs;
+        let of_log = |log: &AppendFile| (log.handle(), log.path().to_owned());
+        [of_log(out), of_log(err), (self.journal.handle(), self.journal.path().to_owned())]
+    }
+
+    /// Makes the logs durable, then says in the journal that the run is over, makes that durable, and writes
+    /// `metadata.json`. Each is done even when one before it failed: the more is there of a run's end, the better.
+    fn end(&mut self, run: &mut JobMetadata, folder: &RunFolder) -> Result<(), LogError> {
+        let mut failed = None;
+        let mut note = |result: Result<(), LogError>| {
+            let error = result.err();
+            failed = LogError::both(failed.take(), error);
+        };
+        if self.syncs {
+            self.logs.iter().filter(|log| log.len() > 0).for_each(|log| note(log.sync()));
         }
-        self.journal.append(&Record::End(Box::new(run.clone())))?;
-        self.journal.sync()
+        let mut ended = self.journal.append_end(run);
+        if ended.is_err() && !run.missing_deps.is_empty() {
+            // It is the only part that can be larger than the room that is kept.
+            run.missing_deps.clear();
+            let shorter = "what the job said it lacks is only in its log: the disk was full";
+            run.note = Some(run.note.take().map_or(shorter.to_owned(), |note| format!("{note}; {shorter}")));
+            ended = self.journal.append_end(run);
+        }
+        note(ended);
+        if self.syncs {
+            note(self.journal.sync());
+        }
+        note(folder.write_metadata(run, self.syncs));
+        failed.map_or(Ok(()), Err)
     }
 }
 
 /// Bytes that a run's folder takes up on disk, as its blocks say.
 pub(crate) fn disk_bytes(folder: &RunFolder) -> u64 {
-    let blocks = |path| fs::symlink_metadata(path).map_or(0, |file: fs::Metadata| file.blocks() * 512);
+    // Blocks behind the end of a file are given back when the run ends.
+    let used = |file: fs::Metadata| match file.is_file() {
+        true => (file.blocks() * 512).min(file.len().next_multiple_of(4096)),
+        false => file.blocks() * 512,
+    };
+    let blocks = |path| fs::symlink_metadata(path).map_or(0, used);
     let entries = fs::read_dir(folder.path()).into_iter().flatten().flatten();
     entries.map(|entry| blocks(entry.path())).sum::<u64>() + blocks(folder.path().to_owned())
 }
