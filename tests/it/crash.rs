@@ -67,7 +67,9 @@ fn run_folder(databuild: &Databuild, id: &str) -> PathBuf {
     databuild.home.path().join("logs/job_runs").join(id)
 }
 
+/// The run's `metadata.json`. Followers hear of an end when the journal tells of it, which is a moment earlier.
 fn metadata(folder: &Path) -> JobMetadata {
+    until(|| folder.join("metadata.json").exists(), || format!("no metadata.json in {}", folder.display()));
     serde_json::from_slice(&fs::read(folder.join("metadata.json")).unwrap()).unwrap()
 }
 
@@ -237,7 +239,6 @@ async fn a_killed_writer_leaves_a_run_that_is_lost_or_finished_and_never_half() 
             assert_eq!(acknowledged, 0, "{id} printed and has no folder");
             continue;
         }
-        until(|| folder.join("metadata.json").exists(), || format!("{id} never gets its metadata.json"));
         let found = metadata(&folder);
         let lines = check_lines(&store, &id, &found).await;
         assert!(lines >= acknowledged, "{id}: {acknowledged} lines were acknowledged, {lines} are there");
