@@ -6,6 +6,7 @@ mod cli;
 mod composite;
 mod conformance;
 mod crash;
+mod fulldisk;
 mod http;
 mod runner;
 mod store;

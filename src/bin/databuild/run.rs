@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use databuild_logs::{
-    FileStoreOptions, JobCommand, JobEnd, JobInput, JobRunId, JobSignal, RunSpec, RunnerError, SubProcessBackend,
-    SubProcessRunning, Tee,
+    FileStoreOptions, JobCommand, JobEnd, JobInput, JobRunId, JobSignal, RunSpec, RunnerError,
+    SubProcessBackend, SubProcessRunning, Tee,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 

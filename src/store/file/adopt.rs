@@ -105,8 +105,8 @@ impl ForeignRun {
             return Ok(true);
         }
         // Looked at before the journal: of every hole before these bytes, the journal tells by then.
-        let lengths = Stream::BOTH
-            .map(|stream| fs::metadata(self.run.folder.log(stream)).map_or(0, |file| file.len()));
+        let lengths =
+            Stream::BOTH.map(|stream| fs::metadata(self.run.folder.log(stream)).map_or(0, |file| file.len()));
         let indexed = self.run.number.is_some();
         let mut news = News { indexed, ..News::default() };
         match &mut tracker.source {
@@ -262,11 +262,12 @@ impl ForeignRun {
 
     /// Writes the `metadata.json` that a writer did not get to after it ended its journal.
     pub(crate) fn complete_metadata(&self, options: &FileStoreOptions) -> Result<(), LogError> {
-        if self.lacks_metadata()
-            && let Source::Journal(journal) = &self.tracker().source
-            && !journal.file().is_locked()?
-            && self.lacks_metadata()
-        {
+        if !self.lacks_metadata() {
+            return Ok(());
+        }
+        // Whoever has the lock is the one to write it.
+        let journal = AppendFile::open(self.run.folder.journal())?;
+        if journal.try_lock()? && self.lacks_metadata() {
             self.run.folder.write_metadata(&self.run.metadata(), options.durability.syncs_ends())?;
             self.run.state().waiting.dirty = true;
         }

@@ -123,7 +123,12 @@ impl Hole {
 
 impl OwnRun {
     /// Creates a run's folder and gives the run. It appears under its id all at once, with its journal locked.
-    pub(crate) fn create(layout: &Layout, spec: RunSpec, number: Option<u64>, options: &FileStoreOptions) -> Result<Self, LogError> {
+    pub(crate) fn create(
+        layout: &Layout,
+        spec: RunSpec,
+        number: Option<u64>,
+        options: &FileStoreOptions,
+    ) -> Result<Self, LogError> {
         layout.create()?;
         let id = spec.id.clone();
         let started = UnixMicros::now();
@@ -365,6 +370,7 @@ impl WriterHalf {
         if !(may_end
             && self.has_room(stream, rest.len(), now)
             && self.cut_to_line_start(stream)
+            && self.make_room(stream, rest.len())
             && self.tell_of_hole(stream, hole, now))
         {
             if may_end {
@@ -382,6 +388,14 @@ impl WriterHalf {
             next.wait = hole.wait;
             next.failed_to_end(now);
         }
+    }
+
+    /// Asks for room for so many bytes. A hole is told of when it ends, and it should end only once.
+    fn make_room(&self, stream: Stream, bytes: usize) -> bool {
+        let Some(files) = &self.files else { return false };
+        let log = &files.logs[stream.index()];
+        // Where it can't be asked for, the write itself will tell.
+        log.allocate(log.len() + bytes as u64).is_ok()
     }
 
     /// Writes a hole to the journal at once, and counts it if that works.
