@@ -15,7 +15,8 @@ use crate::run::{Gap, JobMetadata, JobRunId, RunSpec, RunState};
 use crate::store::file::FileStoreOptions;
 use crate::store::file::live::LiveRun;
 use crate::store::file::marks::{Entry, JournalReader};
-use crate::store::file::writer::{OwnRun, disk_bytes};
+use crate::store::file::power;
+use crate::store::file::writer::{Loss, OwnRun, disk_bytes};
 use crate::store::{Outcome, RunEnd};
 
 /// A folder without a journal and without `metadata.json` counts as a run that goes on for as long as its logs
@@ -170,12 +171,19 @@ impl ForeignRun {
         }
         if !run.state.is_over() {
             let touched = last_touched(&self.run.folder);
-            if touched.elapsed().is_ok_and(|silence| silence > QUIET) {
+            if touched.elapsed().is_ok_and(|silence| silence > QUIET) || self.journal_is_abandoned()? {
                 run.state = RunState::Lost { ended: touched.into() };
             }
         }
         [run.stdout, run.stderr] = tracker.progress.streams.map(|stream| stream.totals());
         Ok(run.state.is_over().then(|| Box::new(run)))
+    }
+
+    /// Whether there is a journal that tells nothing, and nobody who writes it: of a run that had just begun when the
+    /// machine stopped.
+    fn journal_is_abandoned(&self) -> Result<bool, LogError> {
+        let journal = ReadFile::open_if_there(&self.run.folder.journal())?;
+        journal.map_or(Ok(false), |journal| journal.is_locked().map(|locked| !locked))
     }
 
     /// Whether the writer of a journaled run is gone without having ended it.
@@ -232,16 +240,47 @@ impl ForeignRun {
             let tracker = self.tracker();
             (tracker.progress, tracker.checkpointer)
         };
+        // Before anything is changed: the files' own times tell whether the machine stopped.
+        let lost = self.lost_to_a_power_cut(&progress)?;
         if journal.len() > progress.journal {
             tracing::warn!(run = %self.run.id, bytes = journal.len() - progress.journal, "cutting off a torn journal record");
             journal.cut(progress.journal)?;
         }
         let own = OwnRun::take_over(Arc::clone(&self.run), journal, checkpointer, options)?;
         for stream in Stream::BOTH {
+            own.note_loss(stream, lost[stream.index()]);
+        }
+        for stream in Stream::BOTH {
             adopt_unmarked(&own, stream, progress.of(stream).bytes, ended_at)?;
         }
-        own.finish(self.known_end().unwrap_or(RunEnd { ended_at, ..RunEnd::now(Outcome::Lost) }))?;
+        let mut end = self.known_end().unwrap_or(RunEnd { ended_at, ..RunEnd::now(Outcome::Lost) });
+        if lost.iter().any(Option::is_some) {
+            end.note
+                .get_or_insert_with(|| "the machine stopped before all output was on its disk".to_owned());
+        }
+        own.finish(end)?;
         Ok(true)
+    }
+
+    /// Cuts off what is not what it was any more, if the machine stopped while the run went on.
+    fn lost_to_a_power_cut(&self, progress: &Progress) -> Result<[Option<Loss>; 2], LogError> {
+        let mut lost = [None; 2];
+        if !power::machine_was_started_since(last_touched(&self.run.folder)) {
+            return Ok(lost);
+        }
+        for stream in Stream::BOTH {
+            let Some(sound) = power::check(&self.run.folder, stream, progress)? else { continue };
+            let marked = progress.of(stream);
+            let mut log = AppendFile::open(self.run.folder.log(stream))?;
+            tracing::error!(run = %self.run.id, %stream, bytes = log.len(), sound = sound.bytes, "the machine stopped before all of a log was on its disk");
+            log.cut(sound.bytes.min(log.len()))?;
+            lost[stream.index()] = Some(Loss {
+                lines: marked.totals().lines.saturating_sub(sound.lines),
+                marked: marked.bytes.saturating_sub(sound.bytes),
+                unmarked: sound.unmarked,
+            });
+        }
+        Ok(lost)
     }
 
     /// How the run ended, if its writer could say so in `metadata.json` but not in the journal.
@@ -253,11 +292,8 @@ impl ForeignRun {
 
     /// Whether the run's journal has ended but nothing was said of it in `metadata.json` yet.
     pub(crate) fn lacks_metadata(&self) -> bool {
-        let over = {
-            let state = self.run.state();
-            state.has_journal && state.run.state.is_over()
-        };
-        over && !self.run.folder.metadata().exists()
+        // A folder without a journal is by another tool.
+        self.run.is_over() && !self.run.folder.metadata().exists() && self.run.folder.journal().exists()
     }
 
     /// Writes the `metadata.json` that a writer did not get to after it ended its journal.

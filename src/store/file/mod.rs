@@ -8,6 +8,7 @@ mod list;
 mod live;
 mod marks;
 mod places;
+mod power;
 mod shared;
 mod source;
 mod space;

@@ -36,6 +36,9 @@ pub(crate) struct Shared {
     /// Whether the committer knows that something waits.
     pub(crate) nudged: AtomicBool,
     runs: Mutex<Runs>,
+    /// Runs of other processes that a thread is just taking up; a second one waits for what comes of it.
+    adopting: Mutex<HashSet<JobRunId>>,
+    adopted: Condvar,
     /// Changes when a run appears.
     appeared: watch::Sender<u64>,
     watch: OnceLock<Watch>,
@@ -95,6 +98,8 @@ impl Shared {
             syncer: OnceLock::new(),
             nudged: AtomicBool::new(false),
             runs: Mutex::new(Runs { last_number, ..Runs::default() }),
+            adopting: Mutex::default(),
+            adopted: Condvar::new(),
             appeared: watch::Sender::new(0),
             watch: OnceLock::new(),
             closed: Arc::default(),
@@ -221,7 +226,8 @@ impl Shared {
         if !folder.path().is_dir() || self.runs().starting.contains(id) {
             return Err(LogError::NotFound { id: id.clone() });
         }
-        // It may have been started by this process just before that look.
+        let _adopting = Adopting::begin(self, id);
+        // It may have been started by this process just before that look, or taken up by another thread.
         if let Some(tracked) = self.tracked(id) {
             return Ok(Arc::clone(tracked.run()));
         }
@@ -383,6 +389,29 @@ impl Shared {
             return Err(LogError::InUse { path: folder.path().to_owned() });
         }
         Err(LogError::NotFound { id: id.clone() })
+    }
+}
+
+/// While it lives, no other thread takes up the same run: both would end it if its writer is gone.
+struct Adopting<'a> {
+    shared: &'a Shared,
+    id: &'a JobRunId,
+}
+
+impl<'a> Adopting<'a> {
+    fn begin(shared: &'a Shared, id: &'a JobRunId) -> Self {
+        let mut adopting = shared.adopting.lock().unwrap_or_else(PoisonError::into_inner);
+        while !adopting.insert(id.clone()) {
+            adopting = shared.adopted.wait(adopting).unwrap_or_else(PoisonError::into_inner);
+        }
+        Self { shared, id }
+    }
+}
+
+impl Drop for Adopting<'_> {
+    fn drop(&mut self) {
+        self.shared.adopting.lock().unwrap_or_else(PoisonError::into_inner).remove(self.id);
+        self.shared.adopted.notify_all();
     }
 }
 

@@ -188,6 +188,23 @@ impl OwnRun {
         self.publish(&mut half);
     }
 
+    /// Notes what a power cut took of a stream.
+    pub(crate) fn note_loss(&self, stream: Stream, loss: Option<Loss>) {
+        let Some(loss) = loss else { return };
+        let mut half = self.half();
+        if loss.marked > 0 {
+            // The marks stay what they are; readers see that the log is shorter.
+            let totals = &mut half.progress.streams[stream.index()];
+            totals.dropped_bytes += loss.marked + loss.unmarked;
+            totals.dropped_lines += loss.lines;
+        } else {
+            let now = UnixMicros::now();
+            let reason = GapReason::Corrupt;
+            let hole = Hole { bytes: loss.unmarked, within_line: true, reason, ..Hole::new(0, now) };
+            half.holes[stream.index()] = Some(hole);
+        }
+    }
+
     /// Writes marks that wait for more to the journal.
     pub(crate) fn flush(&self) {
         let mut half = self.half();
@@ -273,6 +290,17 @@ impl OwnRun {
             state.waiting.lines.len() + state.waiting.places.len()
         })
     }
+}
+
+/// What a power cut took of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Loss {
+    /// Lines that marks tell of.
+    pub(crate) lines: u64,
+    /// Bytes that marks tell of.
+    pub(crate) marked: u64,
+    /// Bytes that no mark tells of; nobody knows how many lines they were, but there was one at least.
+    pub(crate) unmarked: u64,
 }
 
 /// What an append left to do.
