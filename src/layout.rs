@@ -4,8 +4,9 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use rustix::fs::{CWD, FallocateFlags, RenameFlags, fallocate, renameat_with};
+use rustix::fs::{CWD, FallocateFlags, FlockOperation, RenameFlags, fallocate, flock, renameat_with};
 use rustix::io::Errno;
 
 use crate::error::LogError;
@@ -15,6 +16,9 @@ use crate::run::{JobMetadata, JobRunId};
 const JOB_RUNS: &str = "job_runs";
 const JOURNAL: &str = "journal";
 const METADATA: &str = "metadata.json";
+
+/// A folder in which a run is prepared has its journal locked long before it is this old.
+const ABANDONED: Duration = Duration::from_secs(60);
 
 /// A log folder.
 #[derive(Clone, Debug)]
@@ -90,6 +94,27 @@ impl Layout {
             }
         }
         Ok(ids)
+    }
+
+    /// Removes folders of runs that were prepared and never appeared: whoever prepared them is gone, for their
+    /// journals are not locked, and they are older than the moment that passes before one is.
+    pub(crate) fn remove_abandoned(&self) {
+        let entries = fs::read_dir(&self.job_runs).into_iter().flatten().flatten();
+        for entry in entries {
+            let name = entry.file_name();
+            let is_prepared =
+                name.to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(".new"));
+            let is_old = || entry.metadata().ok()?.modified().ok()?.elapsed().ok().map(|age| age > ABANDONED);
+            if is_prepared && is_old() == Some(true) {
+                let folder = RunFolder { path: entry.path() };
+                let is_locked = File::open(folder.journal()).is_ok_and(|journal| {
+                    flock(&journal, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
+                });
+                if !is_locked {
+                    folder.discard();
+                }
+            }
+        }
     }
 
     /// The run that a path is in, or is the folder of.
@@ -199,7 +224,7 @@ pub(crate) fn allocate(file: &File, end: u64) -> io::Result<bool> {
         match fallocate(file, FallocateFlags::KEEP_SIZE, 0, end) {
             Ok(()) => return Ok(true),
             Err(Errno::INTR) => {}
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(false),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV) => return Ok(false),
             Err(errno) => return Err(errno.into()),
         }
     }

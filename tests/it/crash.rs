@@ -520,6 +520,26 @@ async fn after_a_power_cut_a_run_that_had_ended_is_what_it_was() {
     assert_eq!(metadata(&begun).state.kind(), StateKind::Lost);
 }
 
+#[test]
+fn what_a_killed_writer_had_only_prepared_is_removed() {
+    let home = tempfile::tempdir().unwrap();
+    let prepared = |name: &str| {
+        let folder = home.path().join("job_runs").join(name);
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("journal"), "").unwrap();
+        make_old(&folder);
+        folder
+    };
+    let (abandoned, in_use, by_others) = (prepared(".a.1-0.new"), prepared(".b.1-0.new"), prepared(".c"));
+    let fresh = home.path().join("job_runs/.d.1-0.new");
+    fs::create_dir(&fresh).unwrap();
+    let journal = fs::File::open(in_use.join("journal")).unwrap();
+    rustix::fs::flock(&journal, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    drop(FileLogStore::open(home.path(), FileStoreOptions::default()).unwrap());
+    assert!(!abandoned.exists());
+    assert!(in_use.exists() && by_others.exists() && fresh.exists());
+}
+
 /// The names of durability promise what the calls to the system keep.
 #[test]
 fn each_durability_syncs_what_its_name_says_and_no_more() {

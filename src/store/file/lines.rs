@@ -370,4 +370,24 @@ mod tests {
         assert!(matches!(reader.next(reach, Io::MayBlock), Ok(Taken::Lines(_))));
         assert!(matches!(reader.next(reach, Io::MayBlock), Ok(Taken::Missing)));
     }
+    #[test]
+    fn a_line_that_was_cut_off_is_forgotten_behind_its_hole() {
+        let (folder, mut reader) = reader(b"one\nbeginning", 100);
+        let reach = Reach { lines: u64::MAX, end: 13, ended: false, gaps: &[] };
+        assert_eq!(all(&mut reader, reach), [(1, b"one".to_vec())]);
+        // The reader has seen the beginning of a line; the writer cuts it off, loses three lines, and goes on.
+        std::fs::write(folder.path().join("stdout.log"), b"one\nx\ny\nz and more\n").unwrap();
+        let gap = Gap {
+            stream: Stream::Stdout,
+            after: LineNumber(1),
+            lines: 3,
+            bytes: 30,
+            reason: GapReason::DiskFull,
+        };
+        let gaps = [GapAt { gap, offset: 4 }];
+        let reach = Reach { lines: u64::MAX, end: 19, ended: false, gaps: &gaps };
+        assert!(matches!(reader.next(reach, Io::MayBlock).unwrap(), Taken::Gap(found) if found == gap));
+        let expected = [(5, b"x".to_vec()), (6, b"y".to_vec()), (7, b"z and more".to_vec())];
+        assert_eq!(all(&mut reader, reach), expected);
+    }
 }

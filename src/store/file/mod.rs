@@ -97,6 +97,7 @@ impl FileLogStore {
         let layout = Layout::new(folder.as_ref());
         layout.create()?;
         let index = Arc::new(Index::open(layout.index())?);
+        layout.remove_abandoned();
         let last_number = index.last_number()?;
         let live = index.live_runs()?;
         let store = Self { shared: Arc::new(Shared::new(layout, options, Some(index), last_number)) };

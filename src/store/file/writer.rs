@@ -650,3 +650,117 @@ pub(crate) fn disk_bytes(folder: &RunFolder) -> u64 {
     let entries = fs::read_dir(folder.path()).into_iter().flatten().flatten();
     entries.map(|entry| blocks(entry.path())).sum::<u64>() + blocks(folder.path().to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::{Parsed, Record, parse};
+    use crate::run::RunState;
+    use crate::store::{Outcome, RunEnd};
+
+    fn begin(folder: &tempfile::TempDir) -> OwnRun {
+        let spec = RunSpec::new("r".parse().unwrap());
+        let options = FileStoreOptions { min_free_bytes: 0, ..FileStoreOptions::default() };
+        OwnRun::create(&Layout::new(folder.path()), spec, None, &options).unwrap()
+    }
+
+    /// The arrivals in the journal as it is on disk.
+    fn journal(own: &OwnRun) -> Vec<Arrival> {
+        let bytes = fs::read(own.run.folder.journal()).unwrap();
+        let (mut at, mut arrivals) = (0, Vec::new());
+        while let Parsed::Record(record, length) = parse(&bytes[at..], at as u64) {
+            at += length;
+            if let Record::Arrival(arrival) = record {
+                arrivals.push(arrival);
+            }
+        }
+        arrivals
+    }
+
+    /// Lets the disk refuse a stream from now on, or no more.
+    fn refuse(own: &OwnRun, stream: Stream, refused: bool) {
+        let mut half = own.half();
+        let files = half.files.as_mut().unwrap();
+        let path = own.run.folder.log(stream);
+        // A device that is always full takes the place of the log.
+        let log = if refused { "/dev/full".into() } else { path };
+        files.logs[stream.index()] = AppendFile::open(log).unwrap();
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_neither_stops_the_marks_nor_turns_their_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = begin(&folder);
+        let start = own.run.metadata().started_at.0;
+        let clock = [5_000, 9_000, 2_000, 2_500, 3_600, 0, 10_000].map(|after| UnixMicros(start + after));
+        for now in clock {
+            own.append_at(Stream::Stdout, b"x\n", now).unwrap();
+        }
+        let back_to_1970 = UnixMicros(7);
+        own.append_at(Stream::Stdout, b"x\n", back_to_1970).unwrap();
+        own.flush();
+        let found = journal(&own);
+        assert_eq!(found.iter().map(|arrival| arrival.lines).sum::<u64>(), 8);
+        assert!(found.len() >= 5, "marks go on: {found:?}");
+        assert!(found.iter().all(|arrival| arrival.after_micros >= 1), "{found:?}");
+        let end = RunEnd { ended_at: back_to_1970, ..RunEnd::now(Outcome::Lost) };
+        let run = own.finish(end).unwrap();
+        assert_eq!((run.duration_ms(), run.stdout.lines), (Some(0), 8));
+        assert_eq!(run.state, RunState::Lost { ended: back_to_1970 });
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_does_not_keep_a_hole_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = begin(&folder);
+        let now = own.run.metadata().started_at.0 + 10_000_000;
+        refuse(&own, Stream::Stdout, true);
+        for step in 0..10 {
+            drop(own.append_at(Stream::Stdout, b"lost\n", UnixMicros(now + step * 200_000)));
+        }
+        refuse(&own, Stream::Stdout, false);
+        own.append_at(Stream::Stdout, b"kept\n", UnixMicros(now - 5_000_000)).unwrap();
+        assert_eq!(fs::read(own.run.folder.log(Stream::Stdout)).unwrap(), b"kept\n");
+        assert_eq!(own.finish(RunEnd::now(Outcome::Lost)).unwrap().stdout.dropped_lines, 10);
+    }
+
+    #[test]
+    fn a_hole_begins_and_ends_where_lines_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = begin(&folder);
+        let now = own.run.metadata().started_at.0;
+        let append =
+            |bytes: &[u8], after: u64| own.append_at(Stream::Stdout, bytes, UnixMicros(now + after)).is_ok();
+        assert!(append(b"one\ntw", 1_000));
+        refuse(&own, Stream::Stdout, true);
+        assert!(!append(b"o\nthree\nfo", 2_000), "the first loss is an error");
+        assert!(append(b"ur\nfive", 3_000), "those after it are only counted");
+        refuse(&own, Stream::Stdout, false);
+        // The rest of a line that began in the hole is lost with it.
+        assert!(append(b"!\nsix\n", 2_000_000));
+        let gap = *journal(&own).iter().find(|arrival| matches!(arrival.what, What::Gap(_))).unwrap();
+        assert_eq!((gap.lines, gap.bytes), (4, 21), "two to five");
+        assert_eq!(fs::read(own.run.folder.log(Stream::Stdout)).unwrap(), b"one\nsix\n");
+        let run = own.finish(RunEnd::now(Outcome::Lost)).unwrap();
+        assert_eq!((run.stdout.lines, run.stdout.bytes, run.stdout.dropped_bytes), (6, 8, 21));
+    }
+
+    #[test]
+    fn a_disk_that_refuses_everything_is_asked_now_and_then_and_the_journal_hears_of_each_hole_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = begin(&folder);
+        let now = own.run.metadata().started_at.0;
+        refuse(&own, Stream::Stderr, true);
+        for after in 0..1_000 {
+            drop(own.append_at(Stream::Stderr, b"lost\n", UnixMicros(now + after * 1_000)));
+        }
+        // The log has nothing of what was tried, and the journal tells of every hole that ended in a try.
+        let tries = journal(&own).len();
+        assert!((5..=25).contains(&tries), "{tries} tries in a second");
+        let run = own.finish(RunEnd::now(Outcome::Lost)).unwrap();
+        assert_eq!(
+            (run.stderr.lines, run.stderr.dropped_lines, run.stderr.dropped_bytes),
+            (1_000, 1_000, 5_000)
+        );
+    }
+}
