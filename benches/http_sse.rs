@@ -15,7 +15,7 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use databuild_logs::{
     Batch, ByteOffset, JobMetadata, JobRunId, LineNumber, LineTime, LogError, LogStore, ReadEnd, ReadEvent,
     ReadOptions, ReadStream, RunEnd, RunPage, RunQuery, RunSpec, RunWriter, ServerOptions, Start, Stream,
-    StreamTotals, UnixMicros,
+    StreamTotals, UnixMicros, View,
 };
 use futures_util::StreamExt;
 use futures_util::stream;
@@ -84,6 +84,10 @@ impl LogStore for Prepared {
         let lines = (0..batches.len()).map(move |index| Ok(ReadEvent::Lines(batches[index].clone())));
         Ok(stream::iter(lines.chain([Ok(ReadEvent::End(ReadEnd::Complete(run)))])).boxed())
     }
+    fn position(&self, _: &JobRunId, _: View, start: Start) -> Result<LineNumber, LogError> {
+        Ok(if let Start::After(line) = start { line } else { LineNumber::START })
+    }
+
     fn byte_offset(&self, _: &JobRunId, _: Stream, _: Start) -> Result<ByteOffset, LogError> {
         Ok(ByteOffset(0))
     }

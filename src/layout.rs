@@ -1,12 +1,13 @@
 //! Where everything is on disk. No other file knows a file's name.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustix::fs::{CWD, FallocateFlags, FlockOperation, RenameFlags, fallocate, flock, renameat_with};
+use rustix::fs::{CWD, FallocateFlags, FlockOperation, OFlags, RenameFlags, fallocate, flock, renameat_with};
 use rustix::io::Errno;
 
 use crate::error::LogError;
@@ -17,6 +18,8 @@ const JOB_RUNS: &str = "job_runs";
 const JOURNAL: &str = "journal";
 const METADATA: &str = "metadata.json";
 
+/// The most bytes of a `metadata.json` that are read.
+const MAX_METADATA: u64 = 16 * 1024 * 1024;
 /// A folder in which a run is prepared has its journal locked long before it is this old.
 const ABANDONED: Duration = Duration::from_secs(60);
 
@@ -134,6 +137,11 @@ impl RunFolder {
         &self.path
     }
 
+    /// Whether the folder is there. A link to one is not: it could lead out of the log folder.
+    pub(crate) fn is_there(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok_and(|entry| entry.is_dir())
+    }
+
     pub(crate) fn log(&self, stream: Stream) -> PathBuf {
         self.path.join(match stream {
             Stream::Stdout => "stdout.log",
@@ -152,7 +160,12 @@ impl RunFolder {
     /// Reads `metadata.json`; `None` if there is none.
     pub(crate) fn read_metadata(&self) -> Result<Option<JobMetadata>, LogError> {
         let path = self.metadata();
-        match fs::read(&path) {
+        let read = || -> io::Result<Vec<u8>> {
+            let mut text = Vec::new();
+            open_regular(&path)?.take(MAX_METADATA).read_to_end(&mut text)?;
+            Ok(text)
+        };
+        match read() {
             Ok(text) => serde_json::from_slice(&text)
                 .map(Some)
                 .map_err(|error| LogError::Corrupt { path, what: error.to_string() }),
@@ -202,7 +215,11 @@ impl RunFolder {
             }
             Ok(())
         };
-        write().map_err(LogError::io("writing", &path))
+        write().map_err(|error| {
+            // Whether it could be removed makes no difference: a name with a dot is nobody's.
+            let _ = fs::remove_file(&new);
+            LogError::io("writing", &path)(error)
+        })
     }
 
     /// Removes a folder that was prepared and is not needed.
@@ -228,4 +245,12 @@ pub(crate) fn allocate(file: &File, end: u64) -> io::Result<bool> {
             Err(errno) => return Err(errno.into()),
         }
     }
+}
+
+/// Opens a file for reading that is a file itself: a link could lead out of the log folder, and whoever opens a pipe
+/// would wait for its writer.
+pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is not a regular file")) }
 }

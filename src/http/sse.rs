@@ -47,6 +47,13 @@ impl Frames {
         Self { view, format, retry: Some(retry.as_millis()), at, bytes: Vec::new() }
     }
 
+    /// Says where the read starts, in a block without data: it is no event, but a client keeps the id.
+    pub(super) fn tell_position(&mut self) {
+        if let Some(at) = self.at {
+            let _ = write!(self.bytes, "id: {}\n\n", Cursor::After(at));
+        }
+    }
+
     /// How many bytes wait to be taken.
     pub(super) fn len(&self) -> usize {
         self.bytes.len()

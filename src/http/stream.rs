@@ -21,8 +21,10 @@ use super::App;
 use super::params::{LogPath, Params, path, run_id, wrong};
 use super::problem::Refusal;
 use super::sse::{Format, Frames};
+use crate::error::LogError;
 use crate::line::{LineNumber, UnixMicros, View};
-use crate::store::{ReadEvent, ReadOptions, ReadStream, Start};
+use crate::run::JobRunId;
+use crate::store::{LogStore, ReadEvent, ReadOptions, ReadStream, Start};
 use crate::wire::Cursor;
 
 /// Frames that are there already are put together up to this size, and then sent; nothing waits for more to come.
@@ -48,10 +50,13 @@ pub(super) async fn events(
         // The client has seen the end. This is the one answer that stops a browser from asking again.
         return Ok(StatusCode::NO_CONTENT.into_response());
     };
-    let at = if let Start::After(line) = read.start { Some(line) } else { None };
-    let events = app.blocking(move |store| store.read(&id, read)).await?;
+    let by_url = matches!(read.start, Start::After(_));
+    let (events, at) = app.blocking(move |store| open(store, &id, read)).await?;
     let options = app.options();
-    let body = Frames::new(view, format, options.retry, at);
+    let mut body = Frames::new(view, format, options.retry, at);
+    if !by_url {
+        body.tell_position();
+    }
     Ok((
         [
             (CONTENT_TYPE, "text/event-stream"),
@@ -61,6 +66,27 @@ pub(super) async fn events(
         Body::from_stream(EventStream::new(events, body, options.heartbeat)),
     )
         .into_response())
+}
+
+/// Opens a read, and tells the position that it starts behind if that is known.
+///
+/// A start that is counted from the end, or found by a time, is turned into a position first: a client that is cut
+/// off before the first line can go on from there.
+fn open(
+    store: &dyn LogStore,
+    id: &JobRunId,
+    mut read: ReadOptions,
+) -> Result<(ReadStream, Option<LineNumber>), LogError> {
+    if !matches!(read.start, Start::After(_)) {
+        match store.position(id, read.view, read.start) {
+            Ok(position) => read.start = Start::After(position),
+            // Whether that is an error is for the read to say: a follower waits.
+            Err(LogError::NotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let at = if let Start::After(line) = read.start { Some(line) } else { None };
+    Ok((store.read(id, read)?, at))
 }
 
 /// What a request asks for.

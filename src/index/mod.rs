@@ -230,6 +230,17 @@ impl Index {
         })
     }
 
+    /// Lets go of the places that are kept of these runs, for whoever is about to derive them again: after a power cut
+    /// the index can know of more than the files do.
+    pub(crate) fn forget_places(&self, runs: impl Iterator<Item = RunNumber>) -> Result<(), LogError> {
+        self.write(|transaction| {
+            for number in runs {
+                forget_places(transaction, number)?;
+            }
+            Ok(())
+        })
+    }
+
     /// What is known of an id.
     pub(crate) fn find(&self, id: &JobRunId) -> Result<Option<Known>, LogError> {
         self.read(|transaction| {
@@ -382,25 +393,24 @@ impl Index {
         })
     }
 
-    /// The runs whose id starts so, at most `limit`, in the order of their ids.
+    /// Gives the runs whose id starts so to `take`, in the order of their ids.
     pub(crate) fn with_prefix(
         &self,
         prefix: &str,
-        limit: usize,
-    ) -> Result<Vec<(RunNumber, RunRecord)>, LogError> {
+        mut take: impl FnMut(RunNumber, RunRecord),
+    ) -> Result<(), LogError> {
         self.read(|transaction| {
             let runs = transaction.open_table(schema::RUNS)?;
-            let mut found = Vec::new();
             for row in transaction.open_table(schema::RUN_IDS)?.range(prefix..)? {
                 let (id, number) = row?;
-                if !id.value().starts_with(prefix) || found.len() == limit {
+                if !id.value().starts_with(prefix) {
                     break;
                 }
                 if let Some(value) = runs.get(number.value())? {
-                    found.push((number.value(), codec::decode_run(value.value()).map_err(damaged)?));
+                    take(number.value(), codec::decode_run(value.value()).map_err(damaged)?);
                 }
             }
-            Ok(found)
+            Ok(())
         })
     }
 }
@@ -434,12 +444,14 @@ fn forget_run(transaction: &WriteTransaction, number: RunNumber) -> Result<(), F
         removed.and_then(|value| codec::decode_run(value.value()).ok())
     };
     transaction.open_table(schema::LIVE)?.remove(number)?;
-    transaction
-        .open_table(schema::CHECKPOINTS)?
-        .retain_in((number, 0, 0)..=(number, u8::MAX, u64::MAX), |_, _| false)?;
-    transaction.open_table(schema::TIMES)?.retain_in((number, 0)..=(number, u64::MAX), |_, _| false)?;
+    forget_places(transaction, number)?;
     let Some(record) = record else { return Ok(()) };
-    transaction.open_table(schema::RUN_IDS)?.remove(record.run.id().as_str())?;
+    let mut ids = transaction.open_table(schema::RUN_IDS)?;
+    let id = record.run.id().as_str();
+    // A later run can have the id by now.
+    if ids.get(id)?.is_some_and(|of_id| of_id.value() == number) {
+        ids.remove(id)?;
+    }
     let mut partitions = transaction.open_multimap_table(schema::PARTITIONS)?;
     for partition in &record.run.spec.building_partitions {
         partitions.remove(partition.as_str(), number)?;
@@ -447,6 +459,14 @@ fn forget_run(transaction: &WriteTransaction, number: RunNumber) -> Result<(), F
     if let Some(ended) = record.run.state.ended() {
         transaction.open_table(schema::EVICTABLE)?.remove((ended.0, number))?;
     }
+    Ok(())
+}
+
+fn forget_places(transaction: &WriteTransaction, number: RunNumber) -> Result<(), Failure> {
+    transaction
+        .open_table(schema::CHECKPOINTS)?
+        .retain_in((number, 0, 0)..=(number, u8::MAX, u64::MAX), |_, _| false)?;
+    transaction.open_table(schema::TIMES)?.retain_in((number, 0)..=(number, u64::MAX), |_, _| false)?;
     Ok(())
 }
 
@@ -497,7 +517,9 @@ mod tests {
         index.commit(&Changes { runs, ..Changes::default() }).unwrap();
         assert!(matches!(index.find(&"ab".parse().unwrap()), Ok(Some(Known::Run(2, _)))));
         assert!(index.find(&"zz".parse().unwrap()).unwrap().is_none());
-        assert_eq!(ids(&index.with_prefix("a", 10).unwrap()), ["aa", "ab"]);
+        let mut found = Vec::new();
+        index.with_prefix("a", |number, record| found.push((number, record))).unwrap();
+        assert_eq!(ids(&found), ["aa", "ab"]);
         assert_eq!(ids(&index.live_runs().unwrap()), ["ab"]);
         assert_eq!(index.last_number().unwrap(), 3);
         let mut newest = Vec::new();

@@ -213,6 +213,10 @@ impl LogStore for MemoryLogStore {
         Ok(drive(Box::new(MemorySource { shared, id: id.clone(), options, next: None, left }), signal))
     }
 
+    fn position(&self, id: &JobRunId, view: View, start: Start) -> Result<LineNumber, LogError> {
+        Ok(LineNumber(self.shared.lock().run(id)?.first_index(view, start)))
+    }
+
     fn byte_offset(&self, id: &JobRunId, stream: Stream, start: Start) -> Result<ByteOffset, LogError> {
         let state = self.shared.lock();
         let run = state.run(id)?;

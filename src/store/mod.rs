@@ -66,6 +66,14 @@ pub trait LogStore: Send + Sync {
     /// [`LogError::NotFound`] without `follow`, [`LogError::Evicted`], or what the disk said.
     fn read(&self, id: &JobRunId, options: ReadOptions) -> Result<ReadStream, LogError>;
 
+    /// How many lines of a view lie before the first one that a read from `start` would give at this moment.
+    /// A read from [`Start::After`] with that position gives the same lines, now and later.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::NotFound`], [`LogError::Evicted`], or what the disk said.
+    fn position(&self, id: &JobRunId, view: View, start: Start) -> Result<LineNumber, LogError>;
+
     /// Where the first line of a read from `start` begins in its log file; the file's length if there is none yet.
     ///
     /// # Errors

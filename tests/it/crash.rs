@@ -343,10 +343,20 @@ fn a_folder_that_is_moved_away_under_the_service_comes_back_whole() {
         fs::remove_dir_all(&logs).unwrap();
     }
     fs::rename(&away, &logs).unwrap();
-    assert_eq!(follower.line(), line(2).trim_end());
-    follower.done().code(0).says("failed with exit code 3");
-    assert_eq!(metadata(&run_folder(&databuild, "r")).stdout.lines, 2);
+    // A follower was told that the folder is gone, or saw it come back.
+    let followed = follower.done();
+    assert!(
+        followed.stderr.contains("evicted") || followed.stderr.contains("failed with exit code 3"),
+        "{followed:?}"
+    );
     drop(service);
+    // What was interrupted is completed by the next one.
+    let address = free_address();
+    let _service = serve(&databuild, &address);
+    let asking = Databuild::asking(format!("http://{address}"));
+    let done = asking.run(&["logs", "-f", "r"]).code(0).says("failed with exit code 3");
+    assert_eq!(done.text(), [line(1), line(2)].concat());
+    assert_eq!(metadata(&run_folder(&databuild, "r")).stdout.lines, 2);
 }
 
 /// What a power cut makes of the end of a file.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use databuild_logs::{
-    FileStoreOptions, JobCommand, JobEnd, JobInput, JobRunId, JobSignal, RunSpec, RunnerError,
+    Completion, FileStoreOptions, JobCommand, JobEnd, JobInput, JobRunId, JobSignal, RunSpec, RunnerError,
     SubProcessBackend, SubProcessRunning, Tee,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -81,6 +81,11 @@ fn record(args: RunArgs, log_dir: &Path, options: FileStoreOptions) -> Result<u8
     })?;
     if let Err(error) = end.metadata.as_ref().and(store.close().as_ref()) {
         eprintln!("databuild: the run's end is not recorded: {error}");
+    }
+    if let Ok(run) = &end.metadata
+        && let Completion { dropped_bytes: lost @ 1.., .. } = run.completion()
+    {
+        eprintln!("databuild: {lost} bytes of the output could not be kept");
     }
     Ok(exit_code(&end))
 }

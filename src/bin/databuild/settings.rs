@@ -32,6 +32,12 @@ impl Settings {
         Ok((self.log_dir()?.value, self.environment.store_options()?))
     }
 
+    /// Whether the folder was given by hand, and no service was: then it comes first.
+    pub(crate) fn folder_comes_first(&self) -> bool {
+        let by_hand = matches!(self.log_dir(), Ok(Setting { origin: Origin::Flag(_), .. }));
+        by_hand && matches!(self.client(), Ok((_, false)))
+    }
+
     /// A client of the service, and whether somebody said where that is.
     pub(crate) fn client(&self) -> Result<(Client, bool), Failure> {
         let server = self.environment.server(self.globals.server.as_deref())?;
@@ -66,13 +72,13 @@ impl Settings {
         Ok(Some(Source::Folder { store, dir: dir.value }))
     }
 
-    /// Whether to colour what goes to standard output.
-    pub(crate) fn color(&self) -> Result<bool, Failure> {
+    /// Whether to colour what goes to this output.
+    pub(crate) fn color(&self, output: &impl IsTerminal) -> Result<bool, Failure> {
         Ok(match self.globals.color {
             ColorWhen::Always => true,
             ColorWhen::Never => false,
             ColorWhen::Auto => {
-                io::stdout().is_terminal()
+                output.is_terminal()
                     && self.environment.text("NO_COLOR")?.is_none()
                     && self.environment.text("TERM")? != Some("dumb")
             }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::error::LogError;
-use crate::line::{ByteOffset, Stream};
+use crate::line::{ByteOffset, LineNumber, Stream, View};
 use crate::run::{JobMetadata, JobRunId, RunSpec};
 use crate::store::{LogStore, ReadOptions, ReadStream, RunEnd, RunPage, RunQuery, RunWriter, Start};
 
@@ -266,6 +266,11 @@ impl LogStore for BufferedLogStore {
     fn read(&self, id: &JobRunId, options: ReadOptions) -> Result<ReadStream, LogError> {
         self.timed.core.hand_on(id);
         self.timed.core.inner.read(id, options)
+    }
+
+    fn position(&self, id: &JobRunId, view: View, start: Start) -> Result<LineNumber, LogError> {
+        self.timed.core.hand_on(id);
+        self.timed.core.inner.position(id, view, start)
     }
 
     fn byte_offset(&self, id: &JobRunId, stream: Stream, start: Start) -> Result<ByteOffset, LogError> {

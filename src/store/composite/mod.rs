@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::error::LogError;
-use crate::line::{ByteOffset, Stream};
+use crate::line::{ByteOffset, LineNumber, Stream, View};
 use crate::run::{JobMetadata, JobRunId, RunSpec};
 use crate::store::{
     LogStore, ReadOptions, ReadStream, RunCursor, RunEnd, RunPage, RunQuery, RunWriter, Start,
@@ -224,6 +224,10 @@ impl LogStore for CompositeLogStore {
             }
             known => known,
         }
+    }
+
+    fn position(&self, id: &JobRunId, view: View, start: Start) -> Result<LineNumber, LogError> {
+        self.shared.ask("reading", |store| store.position(id, view, start))
     }
 
     fn byte_offset(&self, id: &JobRunId, stream: Stream, start: Start) -> Result<ByteOffset, LogError> {

@@ -55,7 +55,7 @@ impl ForeignRun {
     /// [`LogError::NotFound`] if there is no such folder, or what the disk said.
     pub(crate) fn open(layout: &Layout, id: &JobRunId, number: Option<RunNumber>) -> Result<Self, LogError> {
         let folder = layout.run(id);
-        if !folder.path().is_dir() {
+        if !folder.is_there() {
             return Err(LogError::NotFound { id: id.clone() });
         }
         let opened = match ReadFile::open_if_there(&folder.journal())? {
@@ -112,18 +112,26 @@ impl ForeignRun {
         let mut news = News { indexed, ..News::default() };
         match &mut tracker.source {
             Source::Journal(_) => tracker.read_journal(&mut news)?,
-            Source::Logs => tracker.count_lines(&self.run.folder, &mut news)?,
-        }
-        if news.end.is_none() {
-            news.end = self.plain_end(&tracker)?;
+            Source::Logs => {
+                // The end first: what comes before it is in the logs by then.
+                news.end = self.plain_end()?;
+                tracker.count_lines(&self.run.folder, &mut news)?;
+                if let Some(run) = &mut news.end {
+                    [run.stdout, run.stderr] = tracker.progress.streams.map(|stream| stream.totals());
+                }
+            }
         }
         self.publish(&tracker, lengths, news);
         Ok(self.run.is_over())
     }
 
     fn publish(&self, tracker: &Tracker, lengths: [u64; 2], news: News) {
-        let visible =
-            Stream::BOTH.map(|stream| lengths[stream.index()].max(tracker.progress.of(stream).bytes));
+        let visible = Stream::BOTH.map(|stream| {
+            let (before, marked) = (lengths[stream.index()], tracker.progress.of(stream).bytes);
+            let now = fs::metadata(self.run.folder.log(stream)).map_or(0, |file| file.len());
+            // Of holes in what came since, the journal tells as far as its marks go.
+            if now < before { now } else { before.max(marked.min(now)) }
+        });
         let unchanged = {
             let state = self.run.state();
             state.visible == visible && state.progress == tracker.progress && news.end.is_none()
@@ -142,10 +150,7 @@ impl ForeignRun {
                 state.waiting.push(found);
                 state.waiting.dirty = true;
             }
-            if let Some(mut run) = news.end {
-                if run.stdout.bytes + run.stderr.bytes == 0 {
-                    [run.stdout, run.stderr] = tracker.progress.streams.map(|stream| stream.totals());
-                }
+            if let Some(run) = news.end {
                 state.visible = [run.stdout.bytes, run.stderr.bytes];
                 state.run = *run;
                 state.disk_bytes = disk_bytes;
@@ -154,29 +159,39 @@ impl ForeignRun {
         });
     }
 
-    /// The end of a run whose journal does not tell of one: `metadata.json` by another tool, or long silence.
-    fn plain_end(&self, tracker: &Tracker) -> Result<Option<Box<JobMetadata>>, LogError> {
-        if matches!(tracker.source, Source::Journal(_)) {
+    /// The end of a run without a journal: `metadata.json` by another tool, or long silence.
+    fn plain_end(&self) -> Result<Option<Box<JobMetadata>>, LogError> {
+        if let Some(run) = self.written_end()? {
+            return Ok(Some(Box::new(run)));
+        }
+        let touched = last_touched(&self.run.folder);
+        let is_quiet = touched.elapsed().is_ok_and(|silence| silence > QUIET);
+        // A folder that is gone says nothing of how its run ended.
+        if !(is_quiet || self.journal_is_abandoned()?) || !self.run.folder.is_there() {
             return Ok(None);
         }
         let mut run = self.run.state().run.clone();
+        run.state = RunState::Lost { ended: touched.into() };
+        Ok(Some(Box::new(run)))
+    }
+
+    /// The run as its `metadata.json` says that it ended, if it says so.
+    fn written_end(&self) -> Result<Option<JobMetadata>, LogError> {
         match self.run.folder.read_metadata() {
-            Ok(Some(written)) if written.state.is_over() => run = written,
-            Ok(_) => {}
+            Ok(Some(mut run)) if run.state.is_over() => {
+                // A folder that was copied or renamed still has the name of the other in it.
+                run.spec.id = self.run.id.clone();
+                let started_at = self.run.state().run.started_at;
+                Ok(Some(with_times(run, &self.run.folder, started_at)))
+            }
+            Ok(_) => Ok(None),
             Err(LogError::Corrupt { path, what }) => {
                 // It may be half written by a tool that does not rename.
                 tracing::debug!(path = %path.display(), what, "metadata.json can't be read now");
+                Ok(None)
             }
-            Err(error) => return Err(error),
+            Err(error) => Err(error),
         }
-        if !run.state.is_over() {
-            let touched = last_touched(&self.run.folder);
-            if touched.elapsed().is_ok_and(|silence| silence > QUIET) || self.journal_is_abandoned()? {
-                run.state = RunState::Lost { ended: touched.into() };
-            }
-        }
-        [run.stdout, run.stderr] = tracker.progress.streams.map(|stream| stream.totals());
-        Ok(run.state.is_over().then(|| Box::new(run)))
     }
 
     /// Whether there is a journal that tells nothing, and nobody who writes it: of a run that had just begun when the
@@ -199,30 +214,46 @@ impl ForeignRun {
         Ok(!self.catch_up()?)
     }
 
-    /// Says that the run is lost without touching its folder: all that a process may do that does not keep the
-    /// store.
-    pub(crate) fn report_lost(&self) {
+    /// Ends a run whose writer is gone without touching its folder: as its `metadata.json` says if there is one,
+    /// which means that its journal was damaged later, or else as lost.
+    pub(crate) fn report_end(&self) -> Result<(), LogError> {
         let mut run = self.run.metadata();
         for (totals, stream) in [&mut run.stdout, &mut run.stderr].into_iter().zip(Stream::BOTH) {
-            let visible = self.run.state().visible[stream.index()];
-            let known = self.tracker().progress.of(stream).bytes;
-            let unmarked = count_from(&self.run.folder, stream, known).unwrap_or_default();
-            totals.bytes = visible;
-            totals.lines = self.tracker().progress.of(stream).lines + unmarked.lines;
+            let known = *self.tracker().progress.of(stream);
+            let unmarked = count_from(&self.run.folder, stream, known.bytes)?;
+            totals.bytes = known.bytes + unmarked.bytes;
+            totals.lines = known.lines + unmarked.lines;
             totals.lines +=
-                u64::from(unmarked.unterminated || (unmarked.bytes == 0 && self.unterminated(stream)));
+                u64::from(unmarked.unterminated || (unmarked.bytes == 0 && known.unterminated() > 0));
         }
-        run.state = RunState::Lost { ended: self.last_sign() };
-        self.run.change(|state| state.run = run);
-    }
-
-    fn unterminated(&self, stream: Stream) -> bool {
-        self.tracker().progress.of(stream).unterminated() > 0
+        match self.written_end()? {
+            Some(written) => {
+                let counted = [run.stdout, run.stderr];
+                run = written;
+                if run.stdout.bytes + run.stderr.bytes == 0 {
+                    [run.stdout, run.stderr] = counted;
+                }
+            }
+            None => run.state = RunState::Lost { ended: self.last_sign() },
+        }
+        let disk_bytes = disk_bytes(&self.run.folder);
+        self.run.change(|state| {
+            state.visible = [run.stdout.bytes, run.stderr.bytes];
+            state.run = run;
+            state.disk_bytes = disk_bytes;
+            state.waiting.dirty = true;
+        });
+        Ok(())
     }
 
     /// When the last sign of the run was written.
     fn last_sign(&self) -> UnixMicros {
         UnixMicros::from(last_touched(&self.run.folder)).max(self.tracker().progress.time)
+    }
+
+    /// Whether `metadata.json` says how the run ended, although its journal does not.
+    pub(crate) fn has_written_end(&self) -> Result<bool, LogError> {
+        Ok(self.written_end()?.is_some())
     }
 
     /// Ends a run whose writer is gone: what it left in the logs is noted in the journal, then that it is lost.
@@ -253,10 +284,9 @@ impl ForeignRun {
         for stream in Stream::BOTH {
             adopt_unmarked(&own, stream, progress.of(stream).bytes, ended_at)?;
         }
-        let mut end = self.known_end().unwrap_or(RunEnd { ended_at, ..RunEnd::now(Outcome::Lost) });
+        let mut end = RunEnd { ended_at, ..RunEnd::now(Outcome::Lost) };
         if lost.iter().any(Option::is_some) {
-            end.note
-                .get_or_insert_with(|| "the machine stopped before all output was on its disk".to_owned());
+            end.note = Some("the machine stopped before all output was on its disk".to_owned());
         }
         own.finish(end)?;
         Ok(true)
@@ -281,13 +311,6 @@ impl ForeignRun {
             });
         }
         Ok(lost)
-    }
-
-    /// How the run ended, if its writer could say so in `metadata.json` but not in the journal.
-    fn known_end(&self) -> Option<RunEnd> {
-        let run = self.run.folder.read_metadata().ok()??;
-        let is_end = run.id() == &self.run.id && run.state.is_over();
-        is_end.then(|| RunEnd::from_metadata(run).ok())?
     }
 
     /// Whether the run's journal has ended but nothing was said of it in `metadata.json` yet.
@@ -401,17 +424,34 @@ impl News {
 
 /// What is known of a run whose folder has no journal.
 fn plain_metadata(folder: &RunFolder, id: &JobRunId) -> Result<JobMetadata, LogError> {
+    let started = created(folder)?;
     match folder.read_metadata() {
-        Ok(Some(run)) if run.id() == id => return Ok(run),
+        Ok(Some(run)) if run.id() == id => return Ok(with_times(run, folder, started)),
         Ok(_) | Err(LogError::Corrupt { .. }) => {}
         Err(error) => return Err(error),
     }
-    let path = folder.path();
-    let created = fs::metadata(path)
-        .and_then(|folder| folder.created().or_else(|_| folder.modified()))
-        .map_err(LogError::io("looking at", path))?;
-    let started = UnixMicros::from(created);
     Ok(JobMetadata::started(RunSpec { created_at: started, ..RunSpec::new(id.clone()) }, started))
+}
+
+fn created(folder: &RunFolder) -> Result<UnixMicros, LogError> {
+    let path = folder.path();
+    let created = fs::metadata(path).and_then(|folder| folder.created().or_else(|_| folder.modified()));
+    Ok(created.map_err(LogError::io("looking at", path))?.into())
+}
+
+/// Takes times that a document lacks from the files.
+fn with_times(mut run: JobMetadata, folder: &RunFolder, started: UnixMicros) -> JobMetadata {
+    let unknown = UnixMicros::default();
+    if run.started_at == unknown {
+        run.started_at = started;
+    }
+    if run.spec.created_at == unknown {
+        run.spec.created_at = run.started_at;
+    }
+    if run.state.ended() == Some(unknown) {
+        run.state = run.state.ended_at(last_touched(folder).into());
+    }
+    run
 }
 
 /// When something was last written to a run's logs or journal.

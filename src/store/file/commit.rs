@@ -33,6 +33,12 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) -> Committed {
         }
         let mut state = run.state();
         if !state.waiting.dirty {
+            let is_over = state.run.state.is_over();
+            drop(state);
+            if is_over && tracked.is_settled() {
+                // It was written before, but its `metadata.json` was not there yet.
+                shared.runs().remove(run);
+            }
             continue;
         }
         state.waiting.dirty = false;
@@ -41,6 +47,7 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) -> Committed {
         changes.progress.extend(state.waiting.places.iter().map(|&at| (number, at)));
         written.push((Arc::clone(run), state.waiting.lines.len(), state.waiting.places.len()));
     }
+    changes.forgotten = std::mem::take(&mut shared.runs().forgotten);
     if changes.is_empty() {
         return Committed::Done;
     }
@@ -52,7 +59,7 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) -> Committed {
                 let mut state = run.state();
                 state.waiting.committed(lines, places);
                 if settled && state.run.state.is_over() && !state.waiting.dirty {
-                    runs.by_id.remove(&run.id);
+                    runs.remove(&run);
                 }
             }
             Committed::Done
@@ -60,6 +67,7 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) -> Committed {
         Err(LogError::Closed) => Committed::Done,
         Err(error) => {
             tracing::error!(%error, "the index can't be written; what waits for it is kept");
+            shared.runs().forgotten.append(&mut changes.forgotten);
             for (run, ..) in written {
                 run.state().waiting.dirty = true;
             }

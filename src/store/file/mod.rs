@@ -26,7 +26,7 @@ use bytes::Bytes;
 use crate::error::LogError;
 use crate::index::{Changes, Committer, Index};
 use crate::layout::Layout;
-use crate::line::{ByteOffset, Stream, View};
+use crate::line::{ByteOffset, LineNumber, Stream, View};
 use crate::logfile::{Fetched, Io, ReadFile};
 use crate::run::{JobMetadata, JobRunId, RunSpec};
 use crate::store::file::commit::commit_waiting;
@@ -46,9 +46,9 @@ const READ_BYTES: usize = 64 * 1024;
 /// How a [`FileLogStore`] treats the disk, and how it looks after runs that other processes write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileStoreOptions {
-    /// How often to ask whether the writer of a run still lives.
+    /// How often to ask whether the writer of a run still lives; 1 s. So long it can take to call a run lost.
     pub liveness_interval: Duration,
-    /// How often to look for runs that were never announced, in case the system lost an event.
+    /// How often to look for runs that were never announced, in case the system lost an event; 30 s.
     pub rescan_interval: Duration,
     /// Bytes of the disk that logs leave free, so that a job which prints without end does not take the machine with
     /// it: with less than this free, output is dropped and counted as on a full disk. 0: no such floor. It is never
@@ -107,6 +107,11 @@ impl FileLogStore {
             .map_err(LogError::io("starting a thread for", shared.layout.index()))?;
         let _ = shared.committer.set(committer);
         store.start_syncer()?;
+        if let Some(index) = &shared.index
+            && !live.is_empty()
+        {
+            index.forget_places(live.iter().map(|&(number, _)| number))?;
+        }
         let mut forgotten = Vec::new();
         for (number, record) in live {
             match shared.adopt(record.run.id(), Some(number)) {
@@ -181,6 +186,12 @@ impl LogStore for FileLogStore {
         }
     }
 
+    fn position(&self, id: &JobRunId, view: View, start: Start) -> Result<LineNumber, LogError> {
+        let run = self.shared.find(id)?;
+        let line = Places { run: &run, index: self.shared.index.as_deref() }.position(view, start)?;
+        Ok(LineNumber(line))
+    }
+
     fn byte_offset(&self, id: &JobRunId, stream: Stream, start: Start) -> Result<ByteOffset, LogError> {
         let run = self.shared.find(id)?;
         let places = Places { run: &run, index: self.shared.index.as_deref() };
@@ -188,11 +199,7 @@ impl LogStore for FileLogStore {
             let state = run.state();
             (state.lines(View::One(stream)), state.visible[stream.index()], state.run.state.is_over())
         };
-        let line = match start {
-            Start::After(line) => line.0,
-            Start::LastLines { count, after } => lines.saturating_sub(count).max(after.0),
-            Start::Since(time) => places.lines_before(View::One(stream), time)?,
-        };
+        let line = places.position(View::One(stream), start)?;
         let place = places.line_floor(stream, line)?;
         let Some(file) = ReadFile::open_if_there(&run.folder.log(stream))? else { return Ok(ByteOffset(0)) };
         let gaps = Arc::clone(&run.state().gaps);

@@ -10,8 +10,8 @@ use tokio::sync::watch;
 use crate::error::LogError;
 use crate::index::{Committer, Index, Known, RunNumber, Urgency};
 use crate::layout::Layout;
-use crate::line::Stream;
-use crate::run::{JobMetadata, JobRunId, RunSpec};
+use crate::line::{Stream, UnixMicros};
+use crate::run::{JobMetadata, JobRunId, RunSpec, Tombstone};
 use crate::store::file::FileStoreOptions;
 use crate::store::file::adopt::ForeignRun;
 use crate::store::file::commit::commit_all;
@@ -54,7 +54,18 @@ pub(crate) struct Runs {
     pub(crate) by_id: HashMap<JobRunId, Tracked>,
     /// Runs whose folder this process is just making; nobody takes them for another process's.
     starting: HashSet<JobRunId>,
+    /// Runs whose folders are gone and that the index still has.
+    pub(crate) forgotten: Vec<RunNumber>,
     last_number: RunNumber,
+}
+
+impl Runs {
+    /// Lets go of this run, and not of another that has its id by now.
+    pub(crate) fn remove(&mut self, run: &Arc<LiveRun>) {
+        if self.by_id.get(&run.id).is_some_and(|tracked| Arc::ptr_eq(tracked.run(), run)) {
+            self.by_id.remove(&run.id);
+        }
+    }
 }
 
 /// A run in memory, by who writes it.
@@ -169,12 +180,14 @@ impl Shared {
         if self.is_closed() {
             return Err(LogError::Closed);
         }
-        if let Some(index) = &self.index
-            && let Some(Known::Evicted(_)) = index.find(&spec.id)?
-        {
-            return Err(LogError::AlreadyExists { id: spec.id });
-        }
+        let known = match &self.index {
+            Some(index) => index.find(&spec.id)?,
+            None => None,
+        };
         let id = spec.id.clone();
+        if let Some(Known::Evicted(_)) = known {
+            return Err(LogError::AlreadyExists { id });
+        }
         if !self.runs().starting.insert(id.clone()) {
             return Err(LogError::AlreadyExists { id });
         }
@@ -184,6 +197,10 @@ impl Shared {
             runs.starting.remove(&id);
             if let Ok(own) = &created {
                 runs.by_id.insert(id, Tracked::Own(Arc::clone(own)));
+                if let Some(Known::Run(number, _)) = known {
+                    // Somebody removed the folder of an earlier run with this id.
+                    runs.forgotten.push(number);
+                }
             }
         }
         let own = created?;
@@ -208,7 +225,7 @@ impl Shared {
         let result = own.finish(end);
         self.nudge(Urgency::Now);
         if self.index.is_none() {
-            self.runs().by_id.remove(&own.run.id);
+            self.runs().remove(&own.run);
         }
         result
     }
@@ -223,7 +240,7 @@ impl Shared {
             return Ok(Arc::clone(tracked.run()));
         }
         let folder = self.layout.run(id);
-        if !folder.path().is_dir() || self.runs().starting.contains(id) {
+        if !folder.is_there() || self.runs().starting.contains(id) {
             return Err(LogError::NotFound { id: id.clone() });
         }
         let _adopting = Adopting::begin(self, id);
@@ -241,6 +258,14 @@ impl Shared {
             if let Some(other) = runs.by_id.get(id) {
                 return Ok(Arc::clone(other.run()));
             }
+            // Somebody else may have taken it up, and the index may have it already.
+            if number.is_none()
+                && let Some(index) = &self.index
+                && let Ok(Some(Known::Run(number, record))) = index.find(id)
+                && record.run.state.is_over()
+            {
+                return Ok(Arc::new(LiveRun::over(folder, Some(number), *record)));
+            }
             if self.index.is_some() || !foreign.run.is_over() {
                 runs.by_id.insert(id.clone(), Tracked::Foreign(Arc::clone(&foreign)));
             }
@@ -248,6 +273,9 @@ impl Shared {
         };
         if run.is_over() {
             watch.remove(&folder);
+        } else {
+            // What was written before it was known here woke nobody.
+            self.catch_up(&foreign);
         }
         self.announce();
         self.nudge(if run.is_over() { Urgency::Now } else { Urgency::Soon });
@@ -258,10 +286,10 @@ impl Shared {
     pub(crate) fn end_if_lost(&self, foreign: &ForeignRun) -> Result<(), LogError> {
         let keeps_store = self.index.is_some();
         if !foreign.run.is_over() && foreign.writer_is_gone()? {
-            if keeps_store {
+            if keeps_store && !foreign.has_written_end()? {
                 foreign.recover(&self.options)?;
             } else {
-                foreign.report_lost();
+                foreign.report_end()?;
             }
         }
         if keeps_store {
@@ -291,7 +319,32 @@ impl Shared {
             watch.remove_later(&foreign.run.folder);
         }
         if self.index.is_none() {
-            self.runs().by_id.remove(&foreign.run.id);
+            self.runs().remove(&foreign.run);
+        }
+        self.nudge(Urgency::Now);
+    }
+
+    /// Lets go of a run of another process whose folder is gone, and tells its readers.
+    pub(crate) fn forget(&self, foreign: &ForeignRun) {
+        let run = &foreign.run;
+        tracing::warn!(run = %run.id, "the folder of a run was removed");
+        run.change(|state| {
+            let metadata = state.metadata();
+            state.evicted = Some(Box::new(Tombstone {
+                id: run.id.clone(),
+                evicted_at: UnixMicros::now(),
+                reason: "its folder was removed".to_owned(),
+                lines: metadata.stdout.lines + metadata.stderr.lines,
+                bytes: metadata.stdout.bytes + metadata.stderr.bytes,
+            }));
+        });
+        {
+            let mut runs = self.runs();
+            runs.remove(run);
+            runs.forgotten.extend(run.number);
+        }
+        if let Some(watch) = self.watch.get() {
+            watch.remove_later(&run.folder);
         }
         self.nudge(Urgency::Now);
     }
@@ -353,8 +406,14 @@ impl Shared {
                     }
                     Ok(Err(error)) => return stream::iter([Err(error)]).boxed(),
                 }
-                if appeared.changed().await.is_err() {
-                    return stream::iter([Err(LogError::Closed)]).boxed();
+                // Thousands may wait for runs of their own: nobody opens anything before there is a folder.
+                loop {
+                    if appeared.changed().await.is_err() {
+                        return stream::iter([Err(LogError::Closed)]).boxed();
+                    }
+                    if shared.is_closed() || shared.layout.run(&id).is_there() {
+                        break;
+                    }
                 }
             }
         };

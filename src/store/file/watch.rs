@@ -164,6 +164,10 @@ fn work(shared: &Weak<Shared>, inbox: &mpsc::Receiver<Task>) {
 }
 
 fn check_writer(shared: &Shared, foreign: &crate::store::file::adopt::ForeignRun) {
+    if !foreign.run.folder.is_there() {
+        shared.forget(foreign);
+        return;
+    }
     match shared.end_if_lost(foreign) {
         Ok(()) if foreign.run.is_over() => shared.retire(foreign),
         Ok(()) => {}

@@ -73,7 +73,8 @@ struct Files {
 #[derive(Clone, Copy, Debug)]
 struct OpenMark {
     arrival: Arrival,
-    began: UnixMicros,
+    /// When it was opened, by the clock.
+    opened: UnixMicros,
 }
 
 /// A part of a stream that is being lost.
@@ -270,11 +271,7 @@ impl OwnRun {
     /// Tells the readers how far the run has come; gives how many rows wait for the index.
     fn publish(&self, half: &mut WriterHalf) -> usize {
         self.run.change(|state| {
-            // In a hole, the beginning of the line that it is in is cut off.
-            state.visible = Stream::BOTH.map(|stream| match half.holes[stream.index()] {
-                Some(_) => half.progress.of(stream).line_start,
-                None => half.progress.of(stream).bytes,
-            });
+            state.visible = half.visible();
             state.progress = half.progress;
             state.progress.journal = half.written.journal;
             state.tail.clear();
@@ -328,6 +325,14 @@ impl WriterHalf {
             found: Vec::new(),
             indexed,
         }
+    }
+
+    /// Bytes of each log that may be read: while a hole is open, what stands behind the last whole line is lost.
+    fn visible(&self) -> [u64; 2] {
+        Stream::BOTH.map(|stream| {
+            let at = self.progress.of(stream);
+            if self.holes[stream.index()].is_some() { at.line_start } else { at.bytes }
+        })
     }
 
     fn mark_waits(&self) -> bool {
@@ -501,7 +506,7 @@ impl WriterHalf {
         let what = What::Mark { unterminated };
         if let Some(open) = &mut self.open
             && open.arrival.stream == stream
-            && now.0.saturating_sub(open.began.0) < MERGE_MICROS
+            && now.0.checked_sub(open.opened.0).is_some_and(|age| age < MERGE_MICROS)
         {
             open.arrival.lines += lines;
             open.arrival.bytes += bytes;
@@ -510,11 +515,10 @@ impl WriterHalf {
             return;
         }
         self.seal_open_mark();
-        let began = self.next_time(now);
-        let after_micros = began.0 - self.progress.time.0;
+        let after_micros = self.next_time(now).0 - self.progress.time.0;
         let arrival = Arrival { after_micros, stream, lines, bytes, what };
         self.progress.advance(&arrival);
-        self.open = Some(OpenMark { arrival, began });
+        self.open = Some(OpenMark { arrival, opened: now });
     }
 
     /// The time of the next record: by the clock, but strictly later than the last.
@@ -655,26 +659,99 @@ pub(crate) fn disk_bytes(folder: &RunFolder) -> u64 {
 mod tests {
     use super::*;
     use crate::journal::{Parsed, Record, parse};
-    use crate::run::RunState;
-    use crate::store::{Outcome, RunEnd};
+    use crate::run::{Exit, RunState};
+    use crate::store::Outcome;
+    use proptest::prelude::*;
+
+    fn own_run() -> (tempfile::TempDir, OwnRun) {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout::new(folder.path());
+        let run = OwnRun::create(
+            &layout,
+            RunSpec::new("x".parse().unwrap()),
+            Some(1),
+            &FileStoreOptions::default(),
+        )
+        .unwrap();
+        (folder, run)
+    }
+
+    fn end() -> RunEnd {
+        RunEnd::now(Outcome::Exited(Exit::Code(0)))
+    }
+
+    /// The arrivals in a run's journal.
+    fn journal(run: &OwnRun) -> Vec<Arrival> {
+        let bytes = fs::read(run.run.folder.journal()).unwrap();
+        let mut offset = 0;
+        let mut arrivals = Vec::new();
+        while let Parsed::Record(record, length) = parse(&bytes[offset..], offset as u64) {
+            offset += length;
+            arrivals.extend(if let Record::Arrival(arrival) = record { Some(arrival) } else { None });
+        }
+        assert_eq!(offset, bytes.len(), "all of the journal is sound");
+        arrivals
+    }
+
+    /// Puts another file in the place of a log for as long as `action` takes.
+    fn with_log(run: &OwnRun, stream: Stream, path: &str, action: impl FnOnce()) {
+        let swap = |other: &mut AppendFile| {
+            let mut half = run.half();
+            std::mem::swap(&mut half.files.as_mut().unwrap().logs[stream.index()], other);
+        };
+        let mut other = AppendFile::open(path.into()).unwrap();
+        swap(&mut other);
+        action();
+        swap(&mut other);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_does_not_make_one_mark_of_all_that_follows() {
+        let (_folder, run) = own_run();
+        {
+            let mut half = run.half();
+            let first = UnixMicros(half.progress.time.0 + 10_000_000);
+            half.append(Stream::Stdout, b"one\n", first).unwrap();
+            for n in 0..3 {
+                let later = UnixMicros(first.0 - 5_000_000 + n * 2 * MERGE_MICROS);
+                half.append(Stream::Stdout, b"later\n", later).unwrap();
+            }
+            half.write_marks();
+        }
+        let lines: Vec<u64> = journal(&run).iter().map(|mark| mark.lines).collect();
+        assert_eq!(lines, [1, 1, 1, 1]);
+    }
+
+    #[test]
+    fn readers_see_nothing_of_a_line_whose_beginning_a_hole_takes_away() {
+        let (_folder, run) = own_run();
+        run.append(Stream::Stdout, b"a\nbeg").unwrap();
+        assert_eq!(run.run.state().visible, [5, 0]);
+        with_log(&run, Stream::Stdout, "/dev/full", || {
+            run.append(Stream::Stdout, b"in\nlost\nalso").unwrap_err();
+            assert_eq!(run.run.state().visible, [2, 0]);
+            run.append(Stream::Stderr, b"goes on\n").unwrap();
+        });
+        run.append(Stream::Stdout, b" lost\nkept\n").unwrap();
+        assert_eq!(fs::read(run.run.folder.log(Stream::Stdout)).unwrap(), b"a\nkept\n");
+        assert_eq!(run.run.state().visible, [7, 8]);
+        let gaps = Arc::clone(&run.run.state().gaps);
+        let gap = Gap {
+            stream: Stream::Stdout,
+            after: LineNumber(1),
+            lines: 3,
+            bytes: 21,
+            reason: GapReason::DiskFull,
+        };
+        assert_eq!(*gaps, [GapAt { gap, offset: 2 }]);
+        let metadata = run.finish(end()).unwrap();
+        assert_eq!((metadata.stdout.lines, metadata.stdout.dropped_lines), (5, 3));
+    }
 
     fn begin(folder: &tempfile::TempDir) -> OwnRun {
         let spec = RunSpec::new("r".parse().unwrap());
         let options = FileStoreOptions { min_free_bytes: 0, ..FileStoreOptions::default() };
         OwnRun::create(&Layout::new(folder.path()), spec, None, &options).unwrap()
-    }
-
-    /// The arrivals in the journal as it is on disk.
-    fn journal(own: &OwnRun) -> Vec<Arrival> {
-        let bytes = fs::read(own.run.folder.journal()).unwrap();
-        let (mut at, mut arrivals) = (0, Vec::new());
-        while let Parsed::Record(record, length) = parse(&bytes[at..], at as u64) {
-            at += length;
-            if let Record::Arrival(arrival) = record {
-                arrivals.push(arrival);
-            }
-        }
-        arrivals
     }
 
     /// Lets the disk refuse a stream from now on, or no more.
@@ -762,5 +839,56 @@ mod tests {
             (run.stderr.lines, run.stderr.dropped_lines, run.stderr.dropped_bytes),
             (1_000, 1_000, 5_000)
         );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        /// What the writer keeps is what its journal bears out: the first line behind every 64 KiB, by the bytes alone.
+        #[test]
+        fn checkpoints_are_those_of_the_journal_and_of_the_bytes(
+            appends in proptest::collection::vec((any::<bool>(), 1..60_000usize, 1..90_000usize), 1..24),
+            flush in any::<bool>(),
+        ) {
+            let (_folder, run) = own_run();
+            let mut logs = [Vec::new(), Vec::new()];
+            for (stderr, size, line) in appends {
+                let stream = if stderr { Stream::Stderr } else { Stream::Stdout };
+                let log: &mut Vec<u8> = &mut logs[stream.index()];
+                let text: Vec<u8> =
+                    (0..size).map(|i| if (log.len() + i).is_multiple_of(line) { b'\n' } else { b'x' }).collect();
+                run.append(stream, &text).unwrap();
+                log.extend_from_slice(&text);
+                if flush {
+                    run.flush();
+                }
+            }
+            run.flush();
+            let mut expected = Vec::new();
+            for stream in Stream::BOTH {
+                let log = &logs[stream.index()];
+                let (mut next, mut line) = (Checkpointer::EVERY_BYTES, 0);
+                for (at, _) in log.iter().enumerate().filter(|&(_, &byte)| byte == b'\n') {
+                    line += 1;
+                    let offset = at as u64 + 1;
+                    if offset >= next {
+                        next = offset + Checkpointer::EVERY_BYTES;
+                        expected.push((stream, line, offset));
+                    }
+                }
+            }
+            let mut progress = Progress::start(run.run.metadata().started_at, 0);
+            let mut checkpointer = Checkpointer::new();
+            let mut replayed = Vec::new();
+            for arrival in journal(&run) {
+                prop_assert!(progress.advance(&arrival));
+                replayed.extend(checkpointer.after(arrival.stream, &progress).line);
+            }
+            let kept = run.run.state().waiting.lines.clone();
+            prop_assert_eq!(&kept, &replayed);
+            let mut found: Vec<_> = kept.iter().map(|at| (at.stream, at.line, at.offset)).collect();
+            found.sort_by_key(|&(stream, line, _)| (stream, line));
+            prop_assert_eq!(found, expected);
+        }
     }
 }

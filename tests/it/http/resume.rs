@@ -75,6 +75,27 @@ async fn an_id_beyond_the_end_waits_or_ends() {
     assert_eq!(follower.events_until(|_| true).await[0].data, "z");
 }
 
+#[tokio::test]
+async fn a_follower_of_new_lines_only_that_is_cut_off_before_the_first_one_misses_nothing() {
+    for (query, seen) in [("follow=true&lines=0", 2), ("follow=true&since_time=2999-01-01T00:00:00Z", 2)] {
+        let store = running(b"1\n2\nunfinished");
+        let server = Server::start(store.clone()).await;
+        let target = format!("{STDOUT}?{query}");
+        let mut follower = server.open(&target, &[]).await;
+        let mut parser = Parser::default();
+        while parser.last_id.is_empty() {
+            assert_eq!(parser.feed(&follower.piece().await.unwrap()), []);
+        }
+        assert_eq!(parser.last_id, seen.to_string(), "{query}");
+        drop(follower);
+        store.append(&id("r"), Stream::Stdout, b" line\n4\n").unwrap();
+        store.finish(&id("r"), exited(0)).unwrap();
+        let events = server.get_with(&target, &[("Last-Event-ID", &parser.last_id)]).await.events();
+        let data: Vec<_> = events.iter().map(|event| event.data.as_str()).collect();
+        assert_eq!(data[..2], ["unfinished line", "4"], "{query}");
+    }
+}
+
 /// What a browser gathers that loses its connection after these many bytes, once and again, until the end.
 async fn gather(server: &Server, target: &str, cuts: impl IntoIterator<Item = usize>) -> Vec<Event> {
     let mut cuts = cuts.into_iter();

@@ -6,8 +6,8 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use bytes::Bytes;
 use databuild_logs::{
-    ByteOffset, JobMetadata, JobRunId, LogError, LogStore, MemoryLogStore, ReadOptions, ReadStream, RunEnd,
-    RunPage, RunQuery, RunSpec, RunWriter, Start, Stream,
+    ByteOffset, JobMetadata, JobRunId, LineNumber, LogError, LogStore, MemoryLogStore, ReadOptions,
+    ReadStream, RunEnd, RunPage, RunQuery, RunSpec, RunWriter, Start, Stream, View,
 };
 
 /// A memory store with faults.
@@ -130,6 +130,11 @@ impl LogStore for FaultyStore {
     fn read(&self, id: &JobRunId, options: ReadOptions) -> Result<ReadStream, LogError> {
         self.enter("read")?;
         self.inner.0.read(id, options)
+    }
+
+    fn position(&self, id: &JobRunId, view: View, start: Start) -> Result<LineNumber, LogError> {
+        self.enter("read")?;
+        self.inner.0.position(id, view, start)
     }
 
     fn byte_offset(&self, id: &JobRunId, stream: Stream, start: Start) -> Result<ByteOffset, LogError> {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use databuild_logs::{
     Batch, ByteOffset, JobMetadata, JobRunId, LineNumber, LogError, LogStore, MemoryLogStore, ReadEnd,
-    ReadEvent, ReadOptions, ReadStream, RunEnd, RunPage, RunQuery, RunSpec, RunWriter, Start, Stream,
+    ReadEvent, ReadOptions, ReadStream, RunEnd, RunPage, RunQuery, RunSpec, RunWriter, Start, Stream, View,
 };
 use futures_util::{StreamExt, stream};
 use tokio::sync::watch;
@@ -22,6 +22,9 @@ macro_rules! forward {
         }
         fn finish(&self, id: &JobRunId, end: RunEnd) -> Result<JobMetadata, LogError> {
             self.$field.finish(id, end)
+        }
+        fn position(&self, id: &JobRunId, view: View, start: Start) -> Result<LineNumber, LogError> {
+            self.$field.position(id, view, start)
         }
         fn byte_offset(&self, id: &JobRunId, stream: Stream, start: Start) -> Result<ByteOffset, LogError> {
             self.$field.byte_offset(id, stream, start)
