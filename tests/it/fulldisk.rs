@@ -284,8 +284,8 @@ async fn a_job_that_prints_without_end_leaves_the_machine_its_floor_of_free_spac
     let script = "yes this line is printed over and over again | head -n 3000000; exit 9";
     databuild.run(&["run", "--quiet", "--id", "r", "--", "sh", "-c", script]).code(9);
     let free = disk.free();
-    // It is looked at every 4 MiB.
-    assert!((18 << 20..=24 << 20).contains(&free), "{free} bytes are free");
+    // It is looked at every 4 MiB; what was kept for the end of the run is free again.
+    assert!((18 << 20..=25 << 20).contains(&free), "{free} bytes are free");
     let (given, run) = read(&open(&databuild), "r", Stream::Stdout).await;
     assert_eq!((given.at, run.stdout.lines), (3_000_000, 3_000_000));
     assert_eq!((run.stdout.dropped_bytes, run.stdout.dropped_lines), given.lost());
