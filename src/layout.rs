@@ -5,8 +5,10 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
+use rustix::fs::{CWD, FallocateFlags, FlockOperation, OFlags, RenameFlags, fallocate, flock, renameat_with};
+use rustix::io::Errno;
 
 use crate::error::LogError;
 use crate::line::Stream;
@@ -18,6 +20,8 @@ const METADATA: &str = "metadata.json";
 
 /// The most bytes of a `metadata.json` that are read.
 const MAX_METADATA: u64 = 16 * 1024 * 1024;
+/// A folder in which a run is prepared has its journal locked long before it is this old.
+const ABANDONED: Duration = Duration::from_secs(60);
 
 /// A log folder.
 #[derive(Clone, Debug)]
@@ -95,6 +99,27 @@ impl Layout {
         Ok(ids)
     }
 
+    /// Removes folders of runs that were prepared and never appeared: whoever prepared them is gone, for their
+    /// journals are not locked, and they are older than the moment that passes before one is.
+    pub(crate) fn remove_abandoned(&self) {
+        let entries = fs::read_dir(&self.job_runs).into_iter().flatten().flatten();
+        for entry in entries {
+            let name = entry.file_name();
+            let is_prepared =
+                name.to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(".new"));
+            let is_old = || entry.metadata().ok()?.modified().ok()?.elapsed().ok().map(|age| age > ABANDONED);
+            if is_prepared && is_old() == Some(true) {
+                let folder = RunFolder { path: entry.path() };
+                let is_locked = File::open(folder.journal()).is_ok_and(|journal| {
+                    flock(&journal, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
+                });
+                if !is_locked {
+                    folder.discard();
+                }
+            }
+        }
+    }
+
     /// The run that a path is in, or is the folder of.
     pub(crate) fn run_of(&self, path: &Path) -> Option<JobRunId> {
         path.strip_prefix(&self.job_runs).ok()?.components().next()?.as_os_str().to_str()?.parse().ok()
@@ -149,18 +174,46 @@ impl RunFolder {
         }
     }
 
-    /// Writes `metadata.json` so that it is either there whole or not at all, even after a power cut.
-    pub(crate) fn write_metadata(&self, run: &JobMetadata) -> Result<(), LogError> {
-        let path = self.metadata();
-        let new = self.path.join(format!(".metadata.json.{}.new", std::process::id()));
+    /// Where `metadata.json` is written before it gets its name. While the run goes on it is empty, and its blocks are
+    /// kept for the end.
+    fn new_metadata(&self) -> PathBuf {
+        self.path.join(".metadata.json.new")
+    }
+
+    /// Keeps room on the disk for a `metadata.json` of so many bytes, so that it can be written when the disk is full.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Io`] if there is no such room now.
+    pub(crate) fn reserve_metadata(&self, bytes: u64) -> Result<(), LogError> {
+        let path = self.new_metadata();
+        let reserve = || allocate(&File::create(&path)?, bytes);
+        reserve().map(drop).map_err(LogError::io("making room for", &path))
+    }
+
+    /// Writes `metadata.json` so that it is either there whole or not at all; with `sync`, even after a power cut.
+    /// One process at a time does that: the writer, or the service when there is none.
+    pub(crate) fn write_metadata(&self, run: &JobMetadata, sync: bool) -> Result<(), LogError> {
+        let (path, new) = (self.metadata(), self.new_metadata());
         let write = || -> io::Result<()> {
             let mut text = serde_json::to_vec_pretty(run)?;
             text.push(b'\n');
-            let mut file = File::create(&new)?;
+            // Not emptied first: that would give away what was reserved.
+            let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(&new)?;
             file.write_all(&text)?;
-            file.sync_all()?;
+            file.set_len(text.len() as u64)?;
+            if sync {
+                file.sync_all()?;
+            }
             fs::rename(&new, &path)?;
-            File::open(&self.path)?.sync_all()
+            if sync {
+                File::open(&self.path)?.sync_all()?;
+                // The folder's own name is as new as it is.
+                if let Some(job_runs) = self.path.parent() {
+                    File::open(job_runs)?.sync_all()?;
+                }
+            }
+            Ok(())
         };
         write().map_err(|error| {
             // Whether it could be removed makes no difference: a name with a dot is nobody's.
@@ -173,6 +226,23 @@ impl RunFolder {
     pub(crate) fn discard(&self) {
         if let Err(error) = fs::remove_dir_all(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "a run folder that was only prepared stays behind");
+        }
+    }
+}
+
+/// Asks for blocks of the disk for a file up to `end`, without changing its length. What is written there later finds
+/// room on a disk that is full by then. Gives false on a file system that can't do that.
+///
+/// # Errors
+///
+/// What the system says; [`io::ErrorKind::StorageFull`] above all.
+pub(crate) fn allocate(file: &File, end: u64) -> io::Result<bool> {
+    loop {
+        match fallocate(file, FallocateFlags::KEEP_SIZE, 0, end) {
+            Ok(()) => return Ok(true),
+            Err(Errno::INTR) => {}
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV) => return Ok(false),
+            Err(errno) => return Err(errno.into()),
         }
     }
 }

@@ -150,10 +150,10 @@ pub use runner::{
     SubProcessRunning, Tee,
 };
 pub use store::{
-    Batch, BufferOptions, BufferedLogStore, CompositeLogStore, CompositeOptions, CutLine, FileLogStore,
-    FileStoreOptions, Line, LineTime, Lines, LogStore, Member, MemberHealth, MemberMode, MemoryLogStore,
-    Outcome, ReadEnd, ReadEvent, ReadOptions, ReadStream, RunCursor, RunEnd, RunPage, RunQuery, RunWriter,
-    Start, StreamOptions, conformance,
+    Batch, BufferOptions, BufferedLogStore, CompositeLogStore, CompositeOptions, CutLine, Durability,
+    FileLogStore, FileStoreOptions, Line, LineTime, Lines, LogStore, Member, MemberHealth, MemberMode,
+    MemoryLogStore, Outcome, ReadEnd, ReadEvent, ReadOptions, ReadStream, RunCursor, RunEnd, RunPage,
+    RunQuery, RunWriter, Start, StreamOptions, conformance,
 };
 pub use wire::{Cursor, Eof, GapNotice, InvalidCursor, LogLine, Problem, RunList};
 

@@ -9,11 +9,11 @@ use std::thread;
 
 use bytes::{Bytes, BytesMut};
 use memchr::{memchr_iter, memrchr};
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{FlockOperation, OFlags, flock, fstatvfs};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::error::LogError;
-use crate::layout::open_regular;
+use crate::layout::{allocate, open_regular};
 
 /// Whether a read may wait for a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +22,14 @@ pub(crate) enum Io {
     CachedOnly,
     /// Whatever it takes.
     MayBlock,
+}
+
+/// What is known of the file system that a file is in, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Disk {
+    /// What this process may still write.
+    pub(crate) free: u64,
+    pub(crate) size: u64,
 }
 
 /// How many bytes to gather before asking the system to write them to the disk.
@@ -105,6 +113,24 @@ impl AppendFile {
         self.file.set_len(length).map_err(LogError::io("cutting", &self.path))?;
         self.length = length;
         Ok(())
+    }
+
+    /// Asks for blocks of the disk up to `end`; see [`allocate`].
+    pub(crate) fn allocate(&self, end: u64) -> Result<bool, LogError> {
+        allocate(&self.file, end).map_err(LogError::io("making room in", &self.path))
+    }
+
+    /// The file system that the file is in.
+    pub(crate) fn disk(&self) -> Result<Disk, LogError> {
+        let found = fstatvfs(&*self.file)
+            .map_err(|errno| LogError::io("asking for free space of", &self.path)(errno.into()))?;
+        let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+        Ok(Disk { free: bytes(found.f_bavail), size: bytes(found.f_blocks) })
+    }
+
+    /// The file itself, to be synced while others go on appending.
+    pub(crate) fn handle(&self) -> Arc<File> {
+        Arc::clone(&self.file)
     }
 
     /// Begins to write a large file to the disk in the background, so that the sync at its end has little left to

@@ -25,7 +25,7 @@ use crate::index::progress::{LineCheckpoint, Progress};
 use crate::line::{Stream, UnixMicros};
 use crate::run::{FORMAT_VERSION, JobRunId, Tombstone};
 
-pub(crate) use committer::{Committer, Urgency};
+pub(crate) use committer::{Committed, Committer, Urgency};
 pub(crate) use schema::RunNumber;
 
 /// The most memory that the database caches pages in.

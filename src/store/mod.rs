@@ -21,7 +21,7 @@ use crate::run::{Exit, JobMetadata, JobRunId, MissingDeps, RunSpec, RunState, St
 
 pub use buffered::{BufferOptions, BufferedLogStore};
 pub use composite::{CompositeLogStore, CompositeOptions, Member, MemberHealth, MemberMode};
-pub use file::{FileLogStore, FileStoreOptions};
+pub use file::{Durability, FileLogStore, FileStoreOptions};
 pub use memory::MemoryLogStore;
 pub use read::{Batch, CutLine, Line, LineTime, Lines, ReadEnd, ReadEvent, ReadOptions, ReadStream, Start};
 

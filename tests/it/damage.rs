@@ -518,7 +518,8 @@ async fn an_index_that_is_ahead_of_the_files_leads_nobody_astray() {
 async fn a_line_that_comes_while_a_run_is_taken_up_is_not_left_lying() {
     let folder = tempfile::tempdir().unwrap();
     let hour = Duration::from_secs(3600);
-    let options = FileStoreOptions { liveness_interval: hour, rescan_interval: hour };
+    let options =
+        FileStoreOptions { liveness_interval: hour, rescan_interval: hour, ..FileStoreOptions::default() };
     let store = FileLogStore::open(folder.path(), options).unwrap();
     let other = other_process(folder.path());
     for round in 0..100 {

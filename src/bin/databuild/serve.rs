@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use databuild_logs::{LogError, ServerOptions, listen, serve, stop_signal};
+use databuild_logs::{FileStoreOptions, LogError, ServerOptions, listen, serve, stop_signal};
 use tokio::net::TcpListener;
 use tracing_subscriber::EnvFilter;
 
@@ -13,7 +13,7 @@ use crate::args::ServeArgs;
 use crate::failure::{Code, Failure};
 use crate::printing::note;
 use crate::settings::{Settings, runtime};
-use crate::store::{blocking, open_for_service};
+use crate::store::{blocking, open_for_service, survive_file_size_limit};
 
 /// Serves until TERM or Ctrl-C.
 pub(crate) fn run(args: ServeArgs, settings: &Settings) -> Result<ExitCode, Failure> {
@@ -27,6 +27,7 @@ pub(crate) fn run(args: ServeArgs, settings: &Settings) -> Result<ExitCode, Fail
 struct Request {
     address: SocketAddr,
     dir: PathBuf,
+    store_options: FileStoreOptions,
     options: ServerOptions,
 }
 
@@ -37,6 +38,7 @@ impl Request {
         Ok(Self {
             address: environment.listen(args.listen.as_deref())?.value,
             dir: settings.log_dir()?.value,
+            store_options: environment.store_options()?,
             options: ServerOptions { token, ..ServerOptions::default() },
         })
     }
@@ -45,10 +47,13 @@ impl Request {
         let cannot_catch =
             |error| Failure::new(Code::General, format_args!("listening for signals: {error}"));
         let stop = stop_signal().map_err(cannot_catch)?;
+        survive_file_size_limit().map_err(cannot_catch)?;
         let listener = bind(self.address)?;
         let dir = self.dir.clone();
-        let store =
-            blocking(move || open_for_service(&dir)).await.map_err(|error| cannot_open(&self.dir, error))?;
+        let options = self.store_options.clone();
+        let store = blocking(move || open_for_service(&dir, options))
+            .await
+            .map_err(|error| cannot_open(&self.dir, error))?;
         let address = listener.local_addr().unwrap_or(self.address);
         note(format_args!("listening on http://{address}, logs in {}", self.dir.display()));
         serve(listener, store, self.options, stop)

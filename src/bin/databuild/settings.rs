@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
-use databuild_logs::{Client, ClientError, Environment, Origin, Setting};
+use databuild_logs::{Client, ClientError, Environment, FileStoreOptions, Origin, Setting};
 
 use crate::args::{ColorWhen, Globals};
 use crate::failure::{Code, Failure};
@@ -25,6 +25,11 @@ impl Settings {
     /// The folder that holds the logs.
     pub(crate) fn log_dir(&self) -> Result<Setting<PathBuf>, Failure> {
         Ok(self.environment.log_dir(self.globals.log_dir.as_deref())?)
+    }
+
+    /// The folder in which a run is recorded, and how its disk is treated.
+    pub(crate) fn recording(&self) -> Result<(PathBuf, FileStoreOptions), Failure> {
+        Ok((self.log_dir()?.value, self.environment.store_options()?))
     }
 
     /// Whether the folder was given by hand, and no service was: then it comes first.
@@ -62,7 +67,8 @@ impl Settings {
             }
         }
         let path = dir.value.clone();
-        let store = store::blocking(move || store::open_folder(&path)).await?;
+        let options = self.environment.store_options()?;
+        let store = store::blocking(move || store::open_folder(&path, options)).await?;
         Ok(Some(Source::Folder { store, dir: dir.value }))
     }
 

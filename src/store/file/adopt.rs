@@ -12,9 +12,11 @@ use crate::layout::{Layout, RunFolder};
 use crate::line::{LineNumber, Stream, UnixMicros};
 use crate::logfile::{AppendFile, Fetched, Io, ReadFile, count_lines, whole_lines};
 use crate::run::{Gap, JobMetadata, JobRunId, RunSpec, RunState};
+use crate::store::file::FileStoreOptions;
 use crate::store::file::live::LiveRun;
 use crate::store::file::marks::{Entry, JournalReader};
-use crate::store::file::writer::{OwnRun, disk_bytes};
+use crate::store::file::power;
+use crate::store::file::writer::{Loss, OwnRun, disk_bytes};
 use crate::store::{Outcome, RunEnd};
 
 /// A folder without a journal and without `metadata.json` counts as a run that goes on for as long as its logs
@@ -103,6 +105,9 @@ impl ForeignRun {
         if self.run.is_over() {
             return Ok(true);
         }
+        // Looked at before the journal: of every hole before these bytes, the journal tells by then.
+        let lengths =
+            Stream::BOTH.map(|stream| fs::metadata(self.run.folder.log(stream)).map_or(0, |file| file.len()));
         let indexed = self.run.number.is_some();
         let mut news = News { indexed, ..News::default() };
         match &mut tracker.source {
@@ -116,13 +121,17 @@ impl ForeignRun {
                 }
             }
         }
-        self.publish(&tracker, news);
+        self.publish(&tracker, lengths, news);
         Ok(self.run.is_over())
     }
 
-    fn publish(&self, tracker: &Tracker, news: News) {
-        let visible =
-            Stream::BOTH.map(|stream| fs::metadata(self.run.folder.log(stream)).map_or(0, |file| file.len()));
+    fn publish(&self, tracker: &Tracker, lengths: [u64; 2], news: News) {
+        let visible = Stream::BOTH.map(|stream| {
+            let (before, marked) = (lengths[stream.index()], tracker.progress.of(stream).bytes);
+            let now = fs::metadata(self.run.folder.log(stream)).map_or(0, |file| file.len());
+            // Of holes in what came since, the journal tells as far as its marks go.
+            if now < before { now } else { before.max(marked.min(now)) }
+        });
         let unchanged = {
             let state = self.run.state();
             state.visible == visible && state.progress == tracker.progress && news.end.is_none()
@@ -158,7 +167,7 @@ impl ForeignRun {
         let touched = last_touched(&self.run.folder);
         let is_quiet = touched.elapsed().is_ok_and(|silence| silence > QUIET);
         // A folder that is gone says nothing of how its run ended.
-        if !is_quiet || !self.run.folder.is_there() {
+        if !(is_quiet || self.journal_is_abandoned()?) || !self.run.folder.is_there() {
             return Ok(None);
         }
         let mut run = self.run.state().run.clone();
@@ -183,6 +192,13 @@ impl ForeignRun {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether there is a journal that tells nothing, and nobody who writes it: of a run that had just begun when the
+    /// machine stopped.
+    fn journal_is_abandoned(&self) -> Result<bool, LogError> {
+        let journal = ReadFile::open_if_there(&self.run.folder.journal())?;
+        journal.map_or(Ok(false), |journal| journal.is_locked().map(|locked| !locked))
     }
 
     /// Whether the writer of a journaled run is gone without having ended it.
@@ -242,7 +258,7 @@ impl ForeignRun {
 
     /// Ends a run whose writer is gone: what it left in the logs is noted in the journal, then that it is lost.
     /// Gives false if somebody else has the run after all.
-    pub(crate) fn recover(&self) -> Result<bool, LogError> {
+    pub(crate) fn recover(&self, options: &FileStoreOptions) -> Result<bool, LogError> {
         let mut journal = AppendFile::open(self.run.folder.journal())?;
         if !journal.try_lock()? {
             return Ok(false);
@@ -255,35 +271,63 @@ impl ForeignRun {
             let tracker = self.tracker();
             (tracker.progress, tracker.checkpointer)
         };
+        // Before anything is changed: the files' own times tell whether the machine stopped.
+        let lost = self.lost_to_a_power_cut(&progress)?;
         if journal.len() > progress.journal {
             tracing::warn!(run = %self.run.id, bytes = journal.len() - progress.journal, "cutting off a torn journal record");
             journal.cut(progress.journal)?;
         }
-        let own = OwnRun::take_over(Arc::clone(&self.run), journal, checkpointer)?;
+        let own = OwnRun::take_over(Arc::clone(&self.run), journal, checkpointer, options)?;
+        for stream in Stream::BOTH {
+            own.note_loss(stream, lost[stream.index()]);
+        }
         for stream in Stream::BOTH {
             adopt_unmarked(&own, stream, progress.of(stream).bytes, ended_at)?;
         }
-        own.finish(RunEnd { ended_at, ..RunEnd::now(Outcome::Lost) })?;
+        let mut end = RunEnd { ended_at, ..RunEnd::now(Outcome::Lost) };
+        if lost.iter().any(Option::is_some) {
+            end.note = Some("the machine stopped before all output was on its disk".to_owned());
+        }
+        own.finish(end)?;
         Ok(true)
+    }
+
+    /// Cuts off what is not what it was any more, if the machine stopped while the run went on.
+    fn lost_to_a_power_cut(&self, progress: &Progress) -> Result<[Option<Loss>; 2], LogError> {
+        let mut lost = [None; 2];
+        if !power::machine_was_started_since(last_touched(&self.run.folder)) {
+            return Ok(lost);
+        }
+        for stream in Stream::BOTH {
+            let Some(sound) = power::check(&self.run.folder, stream, progress)? else { continue };
+            let marked = progress.of(stream);
+            let mut log = AppendFile::open(self.run.folder.log(stream))?;
+            tracing::error!(run = %self.run.id, %stream, bytes = log.len(), sound = sound.bytes, "the machine stopped before all of a log was on its disk");
+            log.cut(sound.bytes.min(log.len()))?;
+            lost[stream.index()] = Some(Loss {
+                lines: marked.totals().lines.saturating_sub(sound.lines),
+                marked: marked.bytes.saturating_sub(sound.bytes),
+                unmarked: sound.unmarked,
+            });
+        }
+        Ok(lost)
     }
 
     /// Whether the run's journal has ended but nothing was said of it in `metadata.json` yet.
     pub(crate) fn lacks_metadata(&self) -> bool {
-        let over = {
-            let state = self.run.state();
-            state.has_journal && state.run.state.is_over()
-        };
-        over && !self.run.folder.metadata().exists()
+        // A folder without a journal is by another tool.
+        self.run.is_over() && !self.run.folder.metadata().exists() && self.run.folder.journal().exists()
     }
 
     /// Writes the `metadata.json` that a writer did not get to after it ended its journal.
-    pub(crate) fn complete_metadata(&self) -> Result<(), LogError> {
-        if self.lacks_metadata()
-            && let Source::Journal(journal) = &self.tracker().source
-            && !journal.file().is_locked()?
-            && self.lacks_metadata()
-        {
-            self.run.folder.write_metadata(&self.run.metadata())?;
+    pub(crate) fn complete_metadata(&self, options: &FileStoreOptions) -> Result<(), LogError> {
+        if !self.lacks_metadata() {
+            return Ok(());
+        }
+        // Whoever has the lock is the one to write it.
+        let journal = AppendFile::open(self.run.folder.journal())?;
+        if journal.try_lock()? && self.lacks_metadata() {
+            self.run.folder.write_metadata(&self.run.metadata(), options.durability.syncs_ends())?;
             self.run.state().waiting.dirty = true;
         }
         Ok(())

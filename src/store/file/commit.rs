@@ -4,19 +4,20 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use crate::error::LogError;
-use crate::index::{Changes, Index};
+use crate::index::{Changes, Committed, Index};
 use crate::store::file::shared::{Shared, Tracked};
 
-pub(crate) fn commit_waiting(shared: &Weak<Shared>) {
-    let Some(shared) = shared.upgrade() else { return };
+pub(crate) fn commit_waiting(shared: &Weak<Shared>) -> Committed {
+    let Some(shared) = shared.upgrade() else { return Committed::Done };
     shared.nudged.store(false, Ordering::Relaxed);
-    if let Some(index) = &shared.index {
-        commit_all(&shared, index);
+    match &shared.index {
+        Some(index) => commit_all(&shared, index),
+        None => Committed::Done,
     }
 }
 
 /// Writes what waits to the index, and lets go of runs that are over and written.
-pub(crate) fn commit_all(shared: &Shared, index: &Index) {
+pub(crate) fn commit_all(shared: &Shared, index: &Index) -> Committed {
     let mut changes = Changes::default();
     let mut written = Vec::new();
     for tracked in shared.all_tracked() {
@@ -25,6 +26,11 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) {
         }
         let run = tracked.run();
         let Some(number) = run.number else { continue };
+        if !tracked.is_settled() {
+            // For the index it goes on until its `metadata.json` is written: whoever opens the store next is to
+            // look at it again.
+            continue;
+        }
         let mut state = run.state();
         if !state.waiting.dirty {
             let is_over = state.run.state.is_over();
@@ -43,7 +49,7 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) {
     }
     changes.forgotten = std::mem::take(&mut shared.runs().forgotten);
     if changes.is_empty() {
-        return;
+        return Committed::Done;
     }
     match index.commit(&changes) {
         Ok(()) => {
@@ -56,14 +62,16 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) {
                     runs.remove(&run);
                 }
             }
+            Committed::Done
         }
-        Err(LogError::Closed) => {}
+        Err(LogError::Closed) => Committed::Done,
         Err(error) => {
             tracing::error!(%error, "the index can't be written; what waits for it is kept");
             shared.runs().forgotten.append(&mut changes.forgotten);
             for (run, ..) in written {
                 run.state().waiting.dirty = true;
             }
+            Committed::Failed
         }
     }
 }

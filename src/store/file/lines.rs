@@ -93,11 +93,18 @@ impl LineReader {
     }
 
     /// Goes to another place.
-    pub(crate) const fn jump(&mut self, line: u64, offset: u64) {
+    pub(crate) fn jump(&mut self, line: u64, offset: u64) {
         self.line = line;
         self.offset = offset;
-        self.scanned = offset;
         self.skip = 0;
+        self.look_again();
+    }
+
+    /// Forgets what was read of the line that comes next: where there is a hole, it was cut off, and another line
+    /// is in its place.
+    fn look_again(&mut self) {
+        self.scanned = self.offset;
+        self.chunk = Bytes::new();
     }
 
     /// The next lines within reach.
@@ -138,9 +145,8 @@ impl LineReader {
     /// Goes behind a hole; nothing to tell if all of it is skipped. What was read from there on is forgotten: it can
     /// be the beginning of a line that was cut off when the hole began.
     fn cross(&mut self, gap: Gap) -> Option<Gap> {
+        self.look_again();
         self.line += gap.lines;
-        self.scanned = self.offset;
-        self.chunk = Bytes::new();
         if self.skip >= gap.lines && gap.lines > 0 {
             self.skip -= gap.lines;
             return None;

@@ -15,6 +15,7 @@ use crate::run::{JobMetadata, JobRunId, RunSpec, Tombstone};
 use crate::store::file::FileStoreOptions;
 use crate::store::file::adopt::ForeignRun;
 use crate::store::file::commit::commit_all;
+use crate::store::file::durability::Syncer;
 use crate::store::file::live::{LiveRun, finished};
 use crate::store::file::source::FileSource;
 use crate::store::file::watch::Watch;
@@ -30,9 +31,14 @@ pub(crate) struct Shared {
     pub(crate) options: FileStoreOptions,
     pub(crate) index: Option<Arc<Index>>,
     pub(crate) committer: OnceLock<Committer>,
+    /// Syncs runs that go on, if that is wanted.
+    pub(crate) syncer: OnceLock<Syncer>,
     /// Whether the committer knows that something waits.
     pub(crate) nudged: AtomicBool,
     runs: Mutex<Runs>,
+    /// Runs of other processes that a thread is just taking up; a second one waits for what comes of it.
+    adopting: Mutex<HashSet<JobRunId>>,
+    adopted: Condvar,
     /// Changes when a run appears.
     appeared: watch::Sender<u64>,
     watch: OnceLock<Watch>,
@@ -100,8 +106,11 @@ impl Shared {
             discovery: Condvar::new(),
             index,
             committer: OnceLock::new(),
+            syncer: OnceLock::new(),
             nudged: AtomicBool::new(false),
             runs: Mutex::new(Runs { last_number, ..Runs::default() }),
+            adopting: Mutex::default(),
+            adopted: Condvar::new(),
             appeared: watch::Sender::new(0),
             watch: OnceLock::new(),
             closed: Arc::default(),
@@ -182,7 +191,7 @@ impl Shared {
         if !self.runs().starting.insert(id.clone()) {
             return Err(LogError::AlreadyExists { id });
         }
-        let created = OwnRun::create(&self.layout, spec, self.next_number()).map(Arc::new);
+        let created = OwnRun::create(&self.layout, spec, self.next_number(), &self.options).map(Arc::new);
         {
             let mut runs = self.runs();
             runs.starting.remove(&id);
@@ -234,7 +243,8 @@ impl Shared {
         if !folder.is_there() || self.runs().starting.contains(id) {
             return Err(LogError::NotFound { id: id.clone() });
         }
-        // It may have been started by this process just before that look.
+        let _adopting = Adopting::begin(self, id);
+        // It may have been started by this process just before that look, or taken up by another thread.
         if let Some(tracked) = self.tracked(id) {
             return Ok(Arc::clone(tracked.run()));
         }
@@ -277,13 +287,13 @@ impl Shared {
         let keeps_store = self.index.is_some();
         if !foreign.run.is_over() && foreign.writer_is_gone()? {
             if keeps_store && !foreign.has_written_end()? {
-                foreign.recover()?;
+                foreign.recover(&self.options)?;
             } else {
                 foreign.report_end()?;
             }
         }
         if keeps_store {
-            foreign.complete_metadata()?;
+            foreign.complete_metadata(&self.options)?;
         }
         Ok(())
     }
@@ -441,6 +451,29 @@ impl Shared {
     }
 }
 
+/// While it lives, no other thread takes up the same run: both would end it if its writer is gone.
+struct Adopting<'a> {
+    shared: &'a Shared,
+    id: &'a JobRunId,
+}
+
+impl<'a> Adopting<'a> {
+    fn begin(shared: &'a Shared, id: &'a JobRunId) -> Self {
+        let mut adopting = shared.adopting.lock().unwrap_or_else(PoisonError::into_inner);
+        while !adopting.insert(id.clone()) {
+            adopting = shared.adopted.wait(adopting).unwrap_or_else(PoisonError::into_inner);
+        }
+        Self { shared, id }
+    }
+}
+
+impl Drop for Adopting<'_> {
+    fn drop(&mut self) {
+        self.shared.adopting.lock().unwrap_or_else(PoisonError::into_inner).remove(self.id);
+        self.shared.adopted.notify_all();
+    }
+}
+
 impl Drop for Shared {
     fn drop(&mut self) {
         shut_down(self);
@@ -451,6 +484,9 @@ impl Drop for Shared {
 pub(crate) fn shut_down(shared: &Shared) -> Option<LogError> {
     if let Some(watch) = shared.watch.get() {
         watch.stop();
+    }
+    if let Some(syncer) = shared.syncer.get() {
+        syncer.stop();
     }
     shared.set_discovered();
     if let Some(committer) = shared.committer.get() {

@@ -142,6 +142,8 @@ impl FileSource {
             }
             Taken::Nothing => Ok(None),
             Taken::Missing if io == Io::CachedOnly => Ok(Some(Step::WouldBlock)),
+            // The writer may have cut off a line that it could not keep; it is going to say so.
+            Taken::Missing if !moment.is_over() => Ok(None),
             Taken::Missing => Ok(self.missing(stream, moment.end_of(stream))),
             Taken::WouldBlock => Ok(Some(Step::WouldBlock)),
         }
