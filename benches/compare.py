@@ -59,8 +59,9 @@ class Bench:
     def __init__(self, folder, options):
         self.folder = folder
         self.options = options
-        self.databuild = executable("build", "--release", "--bin", "databuild")
-        self.workload = executable("bench", "--no-run", "--bench", "workload")
+        # A bench is built with a `databuild` of the bench profile, in the same place: the one of a release comes last.
+        self.workload = executable("workload", "bench", "--no-run", "--bench", "workload")
+        self.databuild = executable("databuild", "build", "--release", "--bin", "databuild")
 
     def big_log(self):
         path = self.folder / "big.log"
@@ -78,15 +79,16 @@ class Bench:
         return [self.workload, "print", str(lines), str(rate), str(burst)]
 
 
-def executable(*cargo):
+def executable(name, *cargo):
     """Builds something with cargo, and says where it is."""
     built = subprocess.run(
         ["cargo", *cargo, "--message-format=json-render-diagnostics"],
         cwd=ROOT, check=True, stdout=subprocess.PIPE,
     )
-    messages = [json.loads(line) for line in built.stdout.splitlines()]
-    found = [message.get("executable") for message in messages if message.get("executable")]
-    return found[-1]
+    for message in map(json.loads, built.stdout.splitlines()):
+        if message.get("executable") and message["target"]["name"] == name:
+            return message["executable"]
+    sys.exit(f"cargo built no {name}")
 
 
 # --- bulk
