@@ -33,7 +33,7 @@ pub(crate) struct Disk {
 }
 
 /// How many bytes to gather before asking the system to write them to the disk.
-const WRITE_BACK_BYTES: u64 = 32 * 1024 * 1024;
+const WRITE_BACK_BYTES: u64 = 128 * 1024 * 1024;
 
 /// A file that is only ever appended to.
 #[derive(Debug)]
