@@ -14,7 +14,7 @@ use databuild_logs::{FileLogStore, JobRunId, LogStore, RunSpec, Stream};
 use support::{BATCH_BYTES, folder, store, succeeded, workload};
 use tempfile::TempDir;
 
-const BULK_LINES: u64 = 640_000;
+const BULK_LINES: u64 = 2_560_000;
 const SINGLE_LINES: usize = 200_000;
 const LINE_BYTES: usize = 100;
 
