@@ -155,6 +155,11 @@ impl ReadFile {
         }
     }
 
+    /// The length in bytes at this moment.
+    pub(crate) fn len(&self) -> Result<u64, LogError> {
+        Ok(self.file.metadata().map_err(LogError::io("looking at", &self.path))?.len())
+    }
+
     /// Whether a writer that lives has the file locked.
     pub(crate) fn is_locked(&self) -> Result<bool, LogError> {
         match flock(&self.file, FlockOperation::NonBlockingLockShared) {

@@ -7,6 +7,7 @@ mod composite;
 mod conformance;
 mod format;
 mod http;
+mod index;
 mod layers;
 mod runner;
 mod store;

@@ -1,27 +1,19 @@
-//! Runs that other processes write: found, followed, and ended when their writer is gone.
+//! Runs that other processes write: followed, and ended when their writer is gone.
 
 use std::fs;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
 
 use crate::error::LogError;
 use crate::index::RunNumber;
-use crate::index::progress::{Checkpointer, Checkpoints, GapAt, Progress};
-use crate::journal::{Arrival, Record, What};
+use crate::index::progress::Resume;
 use crate::layout::{Layout, RunFolder};
-use crate::line::{LineNumber, Stream, UnixMicros};
-use crate::logfile::{AppendFile, Fetched, Io, ReadFile, count_lines, whole_lines};
-use crate::run::{Gap, JobMetadata, JobRunId, RunSpec, RunState};
+use crate::line::{Stream, UnixMicros};
+use crate::logfile::{AppendFile, Fetched, Io, ReadFile, count_lines};
+use crate::run::{JobMetadata, JobRunId, RunState};
 use crate::store::file::live::LiveRun;
-use crate::store::file::marks::{Entry, JournalReader};
+use crate::store::file::tracker::{News, SCAN_BYTES, Source, Tracker, last_touched};
 use crate::store::file::writer::{OwnRun, disk_bytes};
 use crate::store::{Outcome, RunEnd};
-
-/// A folder without a journal and without `metadata.json` counts as a run that goes on for as long as its logs
-/// grew within this time.
-const QUIET: Duration = Duration::from_secs(60 * 60);
-/// How much of a log is read at once when its lines have to be counted.
-const SCAN_BYTES: usize = 256 * 1024;
 
 /// A run that another process writes, or wrote.
 #[derive(Debug)]
@@ -30,64 +22,27 @@ pub(crate) struct ForeignRun {
     tracker: Mutex<Tracker>,
 }
 
-#[derive(Debug)]
-struct Tracker {
-    source: Source,
-    progress: Progress,
-    checkpointer: Checkpointer,
-}
-
-/// What tells how far the run has come.
-#[derive(Debug)]
-enum Source {
-    Journal(JournalReader),
-    /// There is no journal: the lines are counted.
-    Logs,
-}
-
 impl ForeignRun {
-    /// Opens the run in a folder and catches up with it.
+    /// Opens the run in a folder and catches up with it, from `resume` on if there is such a place.
     ///
     /// # Errors
     ///
     /// [`LogError::NotFound`] if there is no such folder, or what the disk said.
-    pub(crate) fn open(layout: &Layout, id: &JobRunId, number: Option<RunNumber>) -> Result<Self, LogError> {
+    pub(crate) fn open(
+        layout: &Layout,
+        id: &JobRunId,
+        number: Option<RunNumber>,
+        resume: Option<Resume>,
+    ) -> Result<Self, LogError> {
         let folder = layout.run(id);
         if !folder.path().is_dir() {
             return Err(LogError::NotFound { id: id.clone() });
         }
-        let opened = match ReadFile::open_if_there(&folder.journal())? {
-            Some(file) => {
-                let mut journal = JournalReader::new(file);
-                match journal.at(0, Io::MayBlock)? {
-                    Entry::Record(Record::Start(run), behind) if run.id() == id => {
-                        Some((journal, *run, behind))
-                    }
-                    _ => {
-                        tracing::error!(run = %id, "the journal has no sound beginning; its lines are counted");
-                        None
-                    }
-                }
-            }
-            None => None,
-        };
-        let (source, run, progress) = match opened {
-            Some((journal, run, behind)) => {
-                let progress = Progress::start(run.started_at, behind);
-                (Source::Journal(journal), run, progress)
-            }
-            None => {
-                let run = plain_metadata(&folder, id)?;
-                let progress = Progress::start(run.started_at, 0);
-                (Source::Logs, run, progress)
-            }
-        };
-        let has_journal = matches!(source, Source::Journal(_));
+        let (tracker, mut run, gaps) = Tracker::open(&folder, id, resume)?;
         // The end is taken from the folder by catching up, together with everything before it.
-        let mut going_on = run;
-        going_on.state = RunState::Running;
-        let tracker = Tracker { source, progress, checkpointer: Checkpointer::new() };
-        let run = LiveRun::new(folder, number, going_on, progress, has_journal);
+        run.state = RunState::Running;
+        let run = LiveRun::new(folder, number, run, tracker.progress, tracker.has_journal());
+        run.state().gaps = Arc::new(gaps);
         let foreign = Self { run: Arc::new(run), tracker: Mutex::new(tracker) };
         foreign.catch_up()?;
         Ok(foreign)
@@ -105,12 +60,14 @@ impl ForeignRun {
         }
         let indexed = self.run.number.is_some();
         let mut news = News { indexed, ..News::default() };
-        match &mut tracker.source {
-            Source::Journal(_) => tracker.read_journal(&mut news)?,
-            Source::Logs => tracker.count_lines(&self.run.folder, &mut news)?,
-        }
+        tracker.catch_up(&self.run.folder, &mut news)?;
         if news.end.is_none() {
-            news.end = self.plain_end(&tracker)?;
+            let run = self.run.state().run.clone();
+            if tracker.plain_end(&self.run.folder, run.clone())?.is_some() {
+                // Its last lines may have come between the look at its logs and that at its metadata.
+                tracker.catch_up(&self.run.folder, &mut news)?;
+                news.end = tracker.plain_end(&self.run.folder, run)?;
+            }
         }
         self.publish(&tracker, news);
         Ok(self.run.is_over())
@@ -140,40 +97,13 @@ impl ForeignRun {
                 state.waiting.dirty = true;
             }
             if let Some(mut run) = news.end {
-                if run.stdout.bytes + run.stderr.bytes == 0 {
-                    [run.stdout, run.stderr] = tracker.progress.streams.map(|stream| stream.totals());
-                }
+                tracker.fill_in(&mut run);
                 state.visible = [run.stdout.bytes, run.stderr.bytes];
                 state.run = *run;
                 state.disk_bytes = disk_bytes;
                 state.waiting.dirty = true;
             }
         });
-    }
-
-    /// The end of a run whose journal does not tell of one: `metadata.json` by another tool, or long silence.
-    fn plain_end(&self, tracker: &Tracker) -> Result<Option<Box<JobMetadata>>, LogError> {
-        if matches!(tracker.source, Source::Journal(_)) {
-            return Ok(None);
-        }
-        let mut run = self.run.state().run.clone();
-        match self.run.folder.read_metadata() {
-            Ok(Some(written)) if written.state.is_over() => run = written,
-            Ok(_) => {}
-            Err(LogError::Corrupt { path, what }) => {
-                // It may be half written by a tool that does not rename.
-                tracing::debug!(path = %path.display(), what, "metadata.json can't be read now");
-            }
-            Err(error) => return Err(error),
-        }
-        if !run.state.is_over() {
-            let touched = last_touched(&self.run.folder);
-            if touched.elapsed().is_ok_and(|silence| silence > QUIET) {
-                run.state = RunState::Lost { ended: touched.into() };
-            }
-        }
-        [run.stdout, run.stderr] = tracker.progress.streams.map(|stream| stream.totals());
-        Ok(run.state.is_over().then(|| Box::new(run)))
     }
 
     /// Whether the writer of a journaled run is gone without having ended it.
@@ -187,6 +117,22 @@ impl ForeignRun {
         }
         // It may have written the end just before it went.
         Ok(!self.catch_up()?)
+    }
+
+    /// Takes the end of a run whose journal ends too early from the `metadata.json` that its writer left; gives
+    /// whether there is one. What the journal does not tell of is counted in the logs.
+    pub(crate) fn end_by_metadata(&self) -> Result<bool, LogError> {
+        let Some(end) = written_end(&self.run)? else { return Ok(false) };
+        let mut tracker = self.tracker();
+        if self.run.is_over() {
+            return Ok(true);
+        }
+        tracing::error!(run = %self.run.id, "the journal ends before the run does; its metadata.json is believed");
+        let mut news = News { indexed: self.run.number.is_some(), ..News::default() };
+        tracker.count_lines(&self.run.folder, &mut news, UnixMicros::default())?;
+        news.end = Some(end);
+        self.publish(&tracker, news);
+        Ok(true)
     }
 
     /// Says that the run is lost without touching its folder: all that a process may do that does not keep the
@@ -218,7 +164,7 @@ impl ForeignRun {
     /// Ends a run whose writer is gone: what it left in the logs is noted in the journal, then that it is lost.
     /// Gives false if somebody else has the run after all.
     pub(crate) fn recover(&self) -> Result<bool, LogError> {
-        let mut journal = AppendFile::open(self.run.folder.journal())?;
+        let journal = AppendFile::open(self.run.folder.journal())?;
         if !journal.try_lock()? {
             return Ok(false);
         }
@@ -226,6 +172,14 @@ impl ForeignRun {
             return Ok(true);
         }
         let ended_at = self.last_sign();
+        let own = self.take_over(journal, ended_at)?;
+        own.finish(RunEnd { ended_at, ..RunEnd::now(Outcome::Lost) })?;
+        self.run.folder.remove_unfinished_metadata();
+        Ok(true)
+    }
+
+    /// Goes on behind the last sound record of the journal, which is locked, with what it does not tell of.
+    fn take_over(&self, mut journal: AppendFile, time: UnixMicros) -> Result<OwnRun, LogError> {
         let (progress, checkpointer) = {
             let tracker = self.tracker();
             (tracker.progress, tracker.checkpointer)
@@ -236,9 +190,20 @@ impl ForeignRun {
         }
         let own = OwnRun::take_over(Arc::clone(&self.run), journal, checkpointer)?;
         for stream in Stream::BOTH {
-            adopt_unmarked(&own, stream, progress.of(stream).bytes, ended_at)?;
+            adopt_unmarked(&own, stream, progress.of(stream).bytes, time)?;
         }
-        own.finish(RunEnd { ended_at, ..RunEnd::now(Outcome::Lost) })?;
+        Ok(own)
+    }
+
+    /// Lets a journal that ends too early tell of everything up to this end. Gives false if somebody else has the
+    /// run.
+    pub(crate) fn complete_journal(&self, end: &JobMetadata) -> Result<bool, LogError> {
+        let journal = AppendFile::open(self.run.folder.journal())?;
+        if !journal.try_lock()? || self.catch_up()? {
+            return Ok(false);
+        }
+        let time = end.state.ended().unwrap_or_else(|| self.last_sign());
+        self.take_over(journal, time)?.end_as(end)?;
         Ok(true)
     }
 
@@ -259,121 +224,23 @@ impl ForeignRun {
             && self.lacks_metadata()
         {
             self.run.folder.write_metadata(&self.run.metadata())?;
+            self.run.folder.remove_unfinished_metadata();
             self.run.state().waiting.dirty = true;
         }
         Ok(())
     }
 }
 
-/// What catching up found.
-#[derive(Default)]
-struct News {
-    indexed: bool,
-    gaps: Vec<GapAt>,
-    found: Vec<Checkpoints>,
-    end: Option<Box<JobMetadata>>,
-}
-
-impl Tracker {
-    fn read_journal(&mut self, news: &mut News) -> Result<(), LogError> {
-        let Source::Journal(journal) = &mut self.source else { return Ok(()) };
-        loop {
-            match journal.at(self.progress.journal, Io::MayBlock)? {
-                Entry::Record(Record::Arrival(arrival), behind) => {
-                    let before = self.progress;
-                    if !self.progress.advance(&arrival) {
-                        return Ok(());
-                    }
-                    self.progress.journal = behind;
-                    if let What::Gap(reason) = arrival.what {
-                        let at = before.of(arrival.stream);
-                        let gap = Gap {
-                            stream: arrival.stream,
-                            after: LineNumber(at.lines),
-                            lines: arrival.lines,
-                            bytes: arrival.bytes,
-                            reason,
-                        };
-                        news.gaps.push(GapAt { gap, offset: at.line_start });
-                    }
-                    news.note(self.checkpointer.after(arrival.stream, &self.progress));
-                }
-                Entry::Record(Record::End(run), behind) => {
-                    self.progress.journal = behind;
-                    news.end = Some(run);
-                    return Ok(());
-                }
-                Entry::Record(Record::Start(_), behind) => self.progress.journal = behind,
-                Entry::Nothing | Entry::Damaged | Entry::WouldBlock => return Ok(()),
-            }
-        }
+/// The end of a run by the `metadata.json` that its own writer left.
+fn written_end(run: &LiveRun) -> Result<Option<Box<JobMetadata>>, LogError> {
+    let started_at = run.state().run.started_at;
+    match run.folder.read_metadata() {
+        Ok(written) => Ok(written
+            .filter(|end| end.id() == &run.id && end.started_at == started_at && end.state.is_over())
+            .map(Box::new)),
+        Err(LogError::Corrupt { .. }) => Ok(None),
+        Err(error) => Err(error),
     }
-
-    /// Counts the lines that were written since the last time.
-    fn count_lines(&mut self, folder: &RunFolder, news: &mut News) -> Result<(), LogError> {
-        let now = UnixMicros::now();
-        for stream in Stream::BOTH {
-            let Some(mut file) = ReadFile::open_if_there(&folder.log(stream))? else { continue };
-            loop {
-                // A piece ends where a checkpoint can be, as a mark does.
-                let at = *self.progress.of(stream);
-                let Fetched::Bytes(bytes) = file.read(at.bytes, SCAN_BYTES, Io::MayBlock)? else { break };
-                if bytes.is_empty() {
-                    break;
-                }
-                for piece in bytes.chunks(usize::try_from(Checkpointer::EVERY_BYTES).unwrap_or(SCAN_BYTES)) {
-                    let unterminated = match whole_lines(piece) {
-                        0 => self.progress.of(stream).unterminated() + piece.len() as u64,
-                        whole => (piece.len() - whole) as u64,
-                    };
-                    let arrival = Arrival {
-                        after_micros: now.0.saturating_sub(self.progress.time.0).max(1),
-                        stream,
-                        lines: count_lines(piece),
-                        bytes: piece.len() as u64,
-                        what: What::Mark { unterminated },
-                    };
-                    self.progress.advance(&arrival);
-                    news.note(Checkpoints {
-                        progress: None,
-                        ..self.checkpointer.after(stream, &self.progress)
-                    });
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-impl News {
-    fn note(&mut self, found: Checkpoints) {
-        if self.indexed && found.is_some() {
-            self.found.push(found);
-        }
-    }
-}
-
-/// What is known of a run whose folder has no journal.
-fn plain_metadata(folder: &RunFolder, id: &JobRunId) -> Result<JobMetadata, LogError> {
-    match folder.read_metadata() {
-        Ok(Some(run)) if run.id() == id => return Ok(run),
-        Ok(_) | Err(LogError::Corrupt { .. }) => {}
-        Err(error) => return Err(error),
-    }
-    let path = folder.path();
-    let created = fs::metadata(path)
-        .and_then(|folder| folder.created().or_else(|_| folder.modified()))
-        .map_err(LogError::io("looking at", path))?;
-    let started = UnixMicros::from(created);
-    Ok(JobMetadata::started(RunSpec { created_at: started, ..RunSpec::new(id.clone()) }, started))
-}
-
-/// When something was last written to a run's logs or journal.
-fn last_touched(folder: &RunFolder) -> SystemTime {
-    let files =
-        [folder.log(Stream::Stdout), folder.log(Stream::Stderr), folder.journal(), folder.path().to_owned()];
-    let touched = files.iter().filter_map(|path| fs::metadata(path).and_then(|file| file.modified()).ok());
-    touched.max().unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 /// Lines behind a place in a log file.

@@ -5,7 +5,9 @@ use std::sync::{Arc, Weak};
 
 use crate::error::LogError;
 use crate::index::{Changes, Index};
+use crate::store::file::reconcile::mend;
 use crate::store::file::shared::{Shared, Tracked};
+use crate::store::file::writer::disk_bytes;
 
 pub(crate) fn commit_waiting(shared: &Weak<Shared>) {
     let Some(shared) = shared.upgrade() else { return };
@@ -17,7 +19,8 @@ pub(crate) fn commit_waiting(shared: &Weak<Shared>) {
 
 /// Writes what waits to the index, and lets go of runs that are over and written.
 pub(crate) fn commit_all(shared: &Shared, index: &Index) {
-    let mut changes = Changes::default();
+    mend(shared, index);
+    let mut changes = Changes { forgotten: std::mem::take(&mut *shared.forgotten()), ..Changes::default() };
     let mut written = Vec::new();
     for tracked in shared.all_tracked() {
         if let Tracked::Own(own) = &tracked {
@@ -25,15 +28,22 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) {
         }
         let run = tracked.run();
         let Some(number) = run.number else { continue };
+        // What a run takes up on disk is known when its writer has written all of it.
+        let settled = run.is_over() && tracked.is_settled();
+        let disk_bytes = match &tracked {
+            Tracked::Foreign(_) if settled => Some(disk_bytes(&run.folder)),
+            _ => None,
+        };
         let mut state = run.state();
-        if !state.waiting.dirty {
+        if !state.waiting.dirty && !settled {
             continue;
         }
         state.waiting.dirty = false;
+        state.disk_bytes = disk_bytes.unwrap_or(state.disk_bytes);
         changes.runs.push((number, state.record()));
         changes.lines.extend(state.waiting.lines.iter().map(|&at| (number, at)));
         changes.progress.extend(state.waiting.places.iter().map(|&at| (number, at)));
-        written.push((Arc::clone(run), state.waiting.lines.len(), state.waiting.places.len()));
+        written.push((Arc::clone(run), state.waiting.lines.len(), state.waiting.places.len(), settled));
     }
     if changes.is_empty() {
         return;
@@ -41,8 +51,7 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) {
     match index.commit(&changes) {
         Ok(()) => {
             let mut runs = shared.runs();
-            for (run, lines, places) in written {
-                let settled = runs.by_id.get(&run.id).is_none_or(Tracked::is_settled);
+            for (run, lines, places, settled) in written {
                 let mut state = run.state();
                 state.waiting.committed(lines, places);
                 if settled && state.run.state.is_over() && !state.waiting.dirty {
@@ -56,6 +65,8 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) {
             for (run, ..) in written {
                 run.state().waiting.dirty = true;
             }
+            shared.forgotten().extend(changes.forgotten);
+            mend(shared, index);
         }
     }
 }

@@ -1,14 +1,22 @@
 //! The store that keeps runs in files.
 
 mod adopt;
+mod check;
+mod check_run;
 mod commit;
+mod derive;
+mod dump;
 mod lines;
 mod list;
 mod live;
 mod marks;
 mod places;
+mod rebuild;
+mod reconcile;
+mod repair;
 mod shared;
 mod source;
+mod tracker;
 mod watch;
 mod writer;
 
@@ -21,7 +29,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::error::LogError;
-use crate::index::{Changes, Committer, Index};
+use crate::index::{Committer, Index};
 use crate::layout::Layout;
 use crate::line::{ByteOffset, LineNumber, Stream, View};
 use crate::logfile::{Fetched, Io, ReadFile};
@@ -30,9 +38,14 @@ use crate::store::file::commit::commit_waiting;
 use crate::store::file::lines::{LineReader, Reach, Taken};
 use crate::store::file::list::{list_folders, list_indexed};
 use crate::store::file::places::Places;
+use crate::store::file::reconcile::mend;
 use crate::store::file::shared::{Shared, shut_down};
 use crate::store::file::writer::OwnRun;
 use crate::store::{LogStore, Outcome, ReadOptions, ReadStream, RunEnd, RunPage, RunQuery, RunWriter, Start};
+
+pub use check::{CheckOptions, CheckReport, Finding, FindingKind, Repair, check_index, compact_index};
+pub use dump::dump_index;
+pub use rebuild::{RebuildProgress, RebuildReport, UnreadableRun, rebuild_index};
 
 /// How much is read at once to find a place.
 const READ_BYTES: usize = 64 * 1024;
@@ -79,28 +92,26 @@ impl FileLogStore {
         let layout = Layout::new(folder.as_ref());
         layout.create()?;
         let index = Arc::new(Index::open(layout.index())?);
-        let last_number = index.last_number()?;
-        let live = index.live_runs()?;
+        let known = || Ok((index.last_number()?, index.live_runs()?));
+        let (last_number, live) = match known() {
+            // Everything in it can be had from the folders again.
+            Err(LogError::Index { .. }) if index.mend(|| ())? => known()?,
+            known => known?,
+        };
         let store = Self { shared: Arc::new(Shared::new(layout, options, Some(index), last_number)) };
         let shared = &store.shared;
         let weak = Arc::downgrade(shared);
         let committer = Committer::spawn(move || commit_waiting(&weak))
             .map_err(LogError::io("starting a thread for", shared.layout.index()))?;
         let _ = shared.committer.set(committer);
-        let mut forgotten = Vec::new();
         for (number, record) in live {
             match shared.adopt(record.run.id(), Some(number)) {
                 Ok(_) => {}
-                Err(LogError::NotFound { .. }) => forgotten.push(number),
+                Err(LogError::NotFound { .. }) => shared.forget(number),
                 Err(error) => {
                     tracing::error!(%error, run = %record.run.id(), "a run can't be taken up again")
                 }
             }
-        }
-        if let Some(index) = &shared.index
-            && !forgotten.is_empty()
-        {
-            index.commit(&Changes { forgotten, ..Changes::default() })?;
         }
         shared.watch()?.discover_all();
         Ok(store)
@@ -206,7 +217,15 @@ impl LogStore for FileLogStore {
         match &self.shared.index {
             Some(index) => {
                 self.shared.wait_until_discovered();
-                list_indexed(&self.shared, index, query)
+                match list_indexed(&self.shared, index, query) {
+                    // It is made anew, and answers when it knows every folder again.
+                    Err(LogError::Index { .. }) => {
+                        mend(&self.shared, index);
+                        self.shared.wait_until_discovered();
+                        list_indexed(&self.shared, index, query)
+                    }
+                    listed => listed,
+                }
             }
             None => list_folders(&self.shared, query),
         }

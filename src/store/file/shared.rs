@@ -8,6 +8,7 @@ use futures_util::{FutureExt, StreamExt, stream};
 use tokio::sync::watch;
 
 use crate::error::LogError;
+use crate::index::progress::Resume;
 use crate::index::{Committer, Index, Known, RunNumber, Urgency};
 use crate::layout::Layout;
 use crate::line::Stream;
@@ -39,6 +40,10 @@ pub(crate) struct Shared {
     /// Whether every folder that was there when the store was opened is known.
     discovered: Mutex<bool>,
     discovery: Condvar,
+    /// Whether the index was made anew and the runs are to be numbered again.
+    renewed: AtomicBool,
+    /// Runs whose rows are to be taken out of the index.
+    forgotten: Mutex<Vec<RunNumber>>,
     pub(crate) closed: Arc<AtomicBool>,
 }
 
@@ -87,6 +92,8 @@ impl Shared {
             options,
             discovered: Mutex::new(index.is_none()),
             discovery: Condvar::new(),
+            renewed: AtomicBool::new(false),
+            forgotten: Mutex::default(),
             index,
             committer: OnceLock::new(),
             nudged: AtomicBool::new(false),
@@ -140,6 +147,38 @@ impl Shared {
         self.discovery.notify_all();
     }
 
+    /// Says that the index was made anew: every folder has to be taken up again.
+    pub(crate) fn set_renewed(&self) {
+        self.renewed.store(true, Ordering::Release);
+        *self.discovered.lock().unwrap_or_else(PoisonError::into_inner) = false;
+    }
+
+    /// Whether the index was made anew since this was last asked.
+    pub(crate) fn take_renewed(&self) -> bool {
+        self.renewed.swap(false, Ordering::AcqRel)
+    }
+
+    /// Takes the rows of a run whose folder is gone out of the index.
+    pub(crate) fn forget(&self, number: RunNumber) {
+        self.forgotten().push(number);
+        self.nudge(Urgency::Soon);
+    }
+
+    /// Runs whose rows are to be taken out of the index.
+    pub(crate) fn forgotten(&self) -> MutexGuard<'_, Vec<RunNumber>> {
+        self.forgotten.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This number, if it was given before, or else the next one.
+    pub(crate) fn claim_number(&self, number: RunNumber) -> RunNumber {
+        let mut runs = self.runs();
+        if number > runs.last_number {
+            runs.last_number += 1;
+            return runs.last_number;
+        }
+        number
+    }
+
     fn next_number(&self) -> Option<RunNumber> {
         self.index.as_ref()?;
         let mut runs = self.runs();
@@ -147,7 +186,8 @@ impl Shared {
         Some(runs.last_number)
     }
 
-    fn nudge(&self, urgency: Urgency) {
+    /// Has what waits written to the index.
+    pub(crate) fn nudge(&self, urgency: Urgency) {
         if urgency == Urgency::Soon && self.nudged.swap(true, Ordering::Relaxed) {
             return;
         }
@@ -224,7 +264,9 @@ impl Shared {
         // Watched first, so that nothing written in between is missed.
         let watch = self.watch()?;
         watch.add(&folder);
-        let foreign = Arc::new(ForeignRun::open(&self.layout, id, number.or_else(|| self.next_number()))?);
+        let resume = number.and_then(|number| self.resume(number));
+        let number = number.or_else(|| self.next_number());
+        let foreign = Arc::new(ForeignRun::open(&self.layout, id, number, resume)?);
         self.end_if_lost(&foreign)?;
         let run = {
             let mut runs = self.runs();
@@ -244,10 +286,20 @@ impl Shared {
         Ok(run)
     }
 
+    /// From where a run that the index knows is followed on. Without such a place its journal is read from the
+    /// beginning.
+    fn resume(&self, number: RunNumber) -> Option<Resume> {
+        let found = self.index.as_ref()?.resume(number);
+        found.unwrap_or_else(|error| {
+            tracing::warn!(%error, number, "a run is taken up from its beginning");
+            None
+        })
+    }
+
     /// Ends a run whose writer is gone; what ended properly gets the `metadata.json` that it lacks.
     pub(crate) fn end_if_lost(&self, foreign: &ForeignRun) -> Result<(), LogError> {
         let keeps_store = self.index.is_some();
-        if !foreign.run.is_over() && foreign.writer_is_gone()? {
+        if !foreign.run.is_over() && foreign.writer_is_gone()? && !foreign.end_by_metadata()? {
             if keeps_store {
                 foreign.recover()?;
             } else {
@@ -400,6 +452,7 @@ pub(crate) fn shut_down(shared: &Shared) -> Option<LogError> {
     if let Some(index) = &shared.index {
         // The committer's last round may have come before the last change.
         commit_all(shared, index);
+        shared.set_discovered();
         return index.close().err();
     }
     None

@@ -11,6 +11,7 @@ use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use crate::error::LogError;
 use crate::layout::RunFolder;
 use crate::run::JobRunId;
+use crate::store::file::reconcile::{look, look_around};
 use crate::store::file::shared::{Shared, Tracked};
 
 /// Watches a log folder for a store.
@@ -137,7 +138,7 @@ fn work(shared: &Weak<Shared>, inbox: &mpsc::Receiver<Task>) {
         let task = inbox.recv_timeout(next_look.saturating_duration_since(Instant::now()));
         let Some(shared) = shared.upgrade() else { return };
         match task {
-            Ok(Task::Look(id)) => look(&shared, &id),
+            Ok(Task::Look(id)) => look(&shared, &id, None),
             Ok(Task::LookAround) => look_around(&shared),
             Ok(Task::Unwatch(folder)) => {
                 if let Some(watch) = shared.watching() {
@@ -169,37 +170,4 @@ fn check_writer(shared: &Shared, foreign: &crate::store::file::adopt::ForeignRun
         Ok(()) => {}
         Err(error) => tracing::warn!(%error, run = %foreign.run.id, "whether its writer lives can't be told"),
     }
-}
-
-/// Takes up a run that appeared; a store without an index leaves that to those who ask for the run.
-fn look(shared: &Arc<Shared>, id: &JobRunId) {
-    if shared.index.is_some() {
-        match shared.adopt(id, None) {
-            Ok(_) | Err(LogError::NotFound { .. }) => {}
-            Err(error) => tracing::warn!(%error, run = %id, "a run folder can't be taken up"),
-        }
-    }
-    shared.announce();
-}
-
-/// Takes up every run folder that the index does not know, oldest first, so that their numbers rise with their age.
-fn look_around(shared: &Arc<Shared>) {
-    if let Some(index) = &shared.index {
-        let unknown = shared.layout.list_runs().and_then(|ids| index.unknown(ids));
-        match unknown {
-            Ok(mut ids) => {
-                ids.retain(|id| shared.tracked(id).is_none());
-                ids.sort_by_cached_key(|id| super::list::created(shared, id));
-                for id in &ids {
-                    if shared.is_closed() {
-                        break;
-                    }
-                    look(shared, id);
-                }
-            }
-            Err(error) => tracing::warn!(%error, "looking for runs of other processes"),
-        }
-        shared.set_discovered();
-    }
-    shared.announce();
 }

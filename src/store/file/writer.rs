@@ -179,6 +179,16 @@ impl OwnRun {
         written.map(|()| run)
     }
 
+    /// Ends the journal of a run whose end is known already.
+    pub(crate) fn end_as(&self, run: &JobMetadata) -> Result<(), LogError> {
+        let mut half = self.half();
+        half.write_marks();
+        match half.files.take() {
+            Some(mut files) => files.end(run),
+            None => Err(finished(&self.run.id)),
+        }
+    }
+
     /// Tells the readers how far the run has come; gives how many rows wait for the index.
     fn publish(&self, half: &mut WriterHalf) -> usize {
         self.run.change(|state| {
