@@ -125,7 +125,15 @@ pub(crate) struct Listing {
 /// Keeps a log folder's index to one process for as long as it lives.
 #[derive(Debug)]
 pub(crate) struct StoreLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for StoreLock {
+    /// A process that is just being started has this file open too, until it is what it becomes: closing it here
+    /// would not be enough.
+    fn drop(&mut self) {
+        let _ = flock(&self.file, FlockOperation::Unlock);
+    }
 }
 
 impl StoreLock {
@@ -139,7 +147,7 @@ impl StoreLock {
         let file = File::options().write(true).create(true).truncate(false).open(&path);
         let file = file.map_err(LogError::io("opening", &path))?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { _file: file }),
+            Ok(()) => Ok(Self { file }),
             Err(Errno::WOULDBLOCK) => Err(LogError::InUse { path: index.to_owned() }),
             Err(errno) => Err(LogError::io("locking", path)(errno.into())),
         }

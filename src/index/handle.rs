@@ -34,12 +34,37 @@ pub(crate) struct Index {
 #[derive(Debug)]
 struct Held {
     /// `None` once the index is closed, and while it is being made anew.
-    database: Option<Database>,
+    database: Option<Guarded>,
     /// Which file that is: device and inode.
     file: Option<(u64, u64)>,
     /// `None` once the index is closed, and in an index that is being built.
     lock: Option<StoreLock>,
     closed: bool,
+}
+
+/// A database that does no harm when it is let go of: a damaged one can panic then.
+#[derive(Debug)]
+struct Guarded(Option<Database>);
+
+impl Guarded {
+    const fn get(&self) -> Option<&Database> {
+        self.0.as_ref()
+    }
+
+    fn close(mut self) -> Result<(), String> {
+        let Some(database) = self.0.take() else { return Ok(()) };
+        match catch_unwind(AssertUnwindSafe(|| database.close())) {
+            Ok(closed) => closed.map_err(|error| error.to_string()),
+            Err(_) => Err(GAVE_UP.to_owned()),
+        }
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        let database = self.0.take();
+        drop(catch_unwind(AssertUnwindSafe(|| drop(database))));
+    }
 }
 
 /// What is wrong with a database that failed.
@@ -123,7 +148,7 @@ impl Index {
         Ok(Self::of(path, database, None))
     }
 
-    fn of(path: PathBuf, database: Database, lock: Option<StoreLock>) -> Self {
+    fn of(path: PathBuf, database: Guarded, lock: Option<StoreLock>) -> Self {
         let held = Held { file: file_at(&path), database: Some(database), lock, closed: false };
         Self { path, held: RwLock::new(held), ailment: Mutex::new(None) }
     }
@@ -132,18 +157,16 @@ impl Index {
     pub(crate) fn close(&self) -> Result<(), LogError> {
         let mut held = self.held_alone();
         held.closed = true;
-        let closed = held.database.take().map(Database::close);
+        let closed = held.database.take().map_or(Ok(()), Guarded::close);
         held.lock = None;
-        match closed {
-            Some(Err(error)) => Err(self.error(error.to_string())),
-            _ => Ok(()),
-        }
+        closed.map_err(|detail| self.error(detail))
     }
 
     /// Gives back to the file system what is not used. Gives whether there was anything.
     pub(crate) fn compact(&self) -> Result<bool, LogError> {
         let mut held = self.held_alone();
-        let Some(database) = &mut held.database else { return Err(LogError::Closed) };
+        let database = held.database.as_mut().and_then(|database| database.0.as_mut());
+        let Some(database) = database else { return Err(LogError::Closed) };
         match catch_unwind(AssertUnwindSafe(|| database.compact())) {
             Ok(compacted) => compacted.map_err(|error| self.error(error.to_string())),
             Err(_) => Err(self.error(GAVE_UP.to_owned())),
@@ -153,7 +176,8 @@ impl Index {
     /// Looks at every page of the database: whether each is what was written. What redb can mend it mends.
     pub(crate) fn is_sound(&self) -> Result<bool, LogError> {
         let mut held = self.held_alone();
-        let Some(database) = &mut held.database else { return Err(LogError::Closed) };
+        let database = held.database.as_mut().and_then(|database| database.0.as_mut());
+        let Some(database) = database else { return Err(LogError::Closed) };
         match catch_unwind(AssertUnwindSafe(|| database.check_integrity())) {
             Ok(sound) => sound.map_err(|error| self.error(error.to_string())),
             Err(_) => Err(self.error(GAVE_UP.to_owned())),
@@ -175,7 +199,7 @@ impl Index {
     /// Runs `action` on the database. It can panic on damaged pages; that stays here.
     fn guarded<T>(&self, action: impl FnOnce(&Database) -> Result<T, Failure>) -> Result<T, LogError> {
         let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(database) = &held.database else {
+        let Some(database) = held.database.as_ref().and_then(Guarded::get) else {
             return Err(if held.closed {
                 LogError::Closed
             } else {
@@ -240,9 +264,7 @@ impl Index {
     fn replace(&self, held: &mut Held, ailment: &Ailment) -> Result<bool, LogError> {
         let mut stones = Vec::new();
         if let Some(database) = held.database.take() {
-            stones = tombstones_of(&database);
-            // Letting go of a damaged one can panic as well.
-            drop(catch_unwind(AssertUnwindSafe(|| drop(database))));
+            stones = database.get().map(tombstones_of).unwrap_or_default();
         }
         let mut why = match ailment {
             Ailment::Damaged(why) => Some(why.clone()),
@@ -269,7 +291,7 @@ impl Index {
         held.file = file_at(&self.path);
         held.database = Some(database);
         if !stones.is_empty()
-            && let Some(database) = &held.database
+            && let Some(database) = held.database.as_ref().and_then(Guarded::get)
         {
             let kept = Changes { tombstones: stones, ..Changes::default() };
             if let Err(failure) = write(database, |transaction| kept.put(transaction)) {
@@ -279,6 +301,9 @@ impl Index {
         Ok(true)
     }
 }
+
+/// How many indexes that were moved aside are kept.
+const KEPT_ASIDE: usize = 3;
 
 const GAVE_UP: &str = "the database gave up on a damaged page";
 
@@ -301,7 +326,7 @@ fn tombstones_of(database: &Database) -> Vec<Tombstone> {
 }
 
 /// Opens the database that is there; `None` if there is none.
-fn open_existing(path: &Path) -> Result<Option<Database>, LogError> {
+fn open_existing(path: &Path) -> Result<Option<Guarded>, LogError> {
     let unusable = |detail: String| LogError::Index { path: path.to_owned(), detail };
     match fs::metadata(path) {
         Ok(file) if file.len() == 0 => return Err(unusable("the file is empty".to_owned())),
@@ -309,8 +334,9 @@ fn open_existing(path: &Path) -> Result<Option<Database>, LogError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(LogError::io("looking at", path)(error)),
     }
-    let database = with_builder(path, |builder| builder.open(path))?;
+    let guarded = with_builder(path, |builder| builder.open(path))?;
     let look = || -> Result<_, Failure> {
+        let Some(database) = guarded.get() else { return Err(damaged(Damaged)) };
         let transaction = database.begin_read()?;
         let meta = transaction.open_table(schema::META)?;
         let format = meta.get(schema::FORMAT)?.map(|value| value.value().to_vec());
@@ -327,22 +353,21 @@ fn open_existing(path: &Path) -> Result<Option<Database>, LogError> {
     if !complete {
         return Err(unusable("was not made to its end".to_owned()));
     }
-    Ok(Some(database))
+    Ok(Some(guarded))
 }
 
-fn create(path: &Path) -> Result<Database, LogError> {
-    let database = create_incomplete(path)?;
-    let done = write(&database, |transaction| {
+fn create(path: &Path) -> Result<Guarded, LogError> {
+    let created = create_incomplete(path)?;
+    write_first(path, &created, |transaction| {
         transaction.open_table(schema::META)?.insert(schema::COMPLETE, [1].as_slice())?;
         Ok(())
-    });
-    done.map_err(|failure| LogError::Index { path: path.to_owned(), detail: failure.describe() })?;
-    Ok(database)
+    })?;
+    Ok(created)
 }
 
-fn create_incomplete(path: &Path) -> Result<Database, LogError> {
-    let database = with_builder(path, |builder| builder.create(path))?;
-    let tables = write(&database, |transaction| {
+fn create_incomplete(path: &Path) -> Result<Guarded, LogError> {
+    let created = with_builder(path, |builder| builder.create(path))?;
+    write_first(path, &created, |transaction| {
         let mut meta = transaction.open_table(schema::META)?;
         meta.insert(schema::FORMAT, FORMAT_VERSION.to_le_bytes().as_slice())?;
         transaction.open_table(schema::RUN_IDS)?;
@@ -354,20 +379,28 @@ fn create_incomplete(path: &Path) -> Result<Database, LogError> {
         transaction.open_multimap_table(schema::PARTITIONS)?;
         transaction.open_table(schema::TOMBSTONES)?;
         Ok(())
-    });
-    tables.map_err(|failure| LogError::Index { path: path.to_owned(), detail: failure.describe() })?;
-    Ok(database)
+    })?;
+    Ok(created)
+}
+
+fn write_first(
+    path: &Path,
+    created: &Guarded,
+    change: impl FnOnce(&WriteTransaction) -> Result<(), Failure>,
+) -> Result<(), LogError> {
+    let written = created.get().map_or(Ok(()), |database| write(database, change));
+    written.map_err(|failure| LogError::Index { path: path.to_owned(), detail: failure.describe() })
 }
 
 fn with_builder(
     path: &Path,
     open: impl FnOnce(&Builder) -> Result<Database, DatabaseError>,
-) -> Result<Database, LogError> {
+) -> Result<Guarded, LogError> {
     let mut builder = Database::builder();
     builder.set_cache_size(CACHE_BYTES);
     let path = path.to_owned();
     match catch_unwind(AssertUnwindSafe(|| open(&builder))) {
-        Ok(Ok(database)) => Ok(database),
+        Ok(Ok(database)) => Ok(Guarded(Some(database))),
         Ok(Err(DatabaseError::DatabaseAlreadyOpen)) => Err(LogError::InUse { path }),
         Ok(Err(DatabaseError::Storage(StorageError::Io(error)))) if !is_damage(error.kind()) => {
             Err(LogError::io("opening", path)(error))
@@ -390,5 +423,29 @@ fn is_damage(kind: io::ErrorKind) -> bool {
 fn quarantine(path: &Path, why: &str) -> Result<(), LogError> {
     let aside = path.with_extension(format!("redb.corrupt-{}", UnixMicros::now().0));
     tracing::error!(path = %path.display(), aside = %aside.display(), why, "the index can't be used and is made anew");
-    fs::rename(path, &aside).map_err(LogError::io("moving aside", path))
+    fs::rename(path, &aside).map_err(LogError::io("moving aside", path))?;
+    remove_all_but_newest(path);
+    Ok(())
+}
+
+/// Indexes that were moved aside are kept for a look at them, but on a disk that damages one after the other they
+/// must not fill it.
+fn remove_all_but_newest(path: &Path) {
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+        return;
+    };
+    let prefix = format!("{name}.corrupt-");
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_aside = |path: &PathBuf| {
+        path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(&prefix))
+    };
+    let mut aside: Vec<_> = entries.filter(is_aside).collect();
+    // Their names end in a time, and times have the same number of digits.
+    aside.sort_unstable();
+    let old = aside.len().saturating_sub(KEPT_ASIDE);
+    for path in &aside[..old] {
+        if let Err(error) = fs::remove_file(path) {
+            tracing::warn!(path = %path.display(), %error, "an index that was moved aside stays");
+        }
+    }
 }

@@ -38,12 +38,21 @@ fn numbered(store: &dyn LogStore, run: &str, lines: u64) {
 
 /// A folder by another tool, which has no journal.
 fn plain(folder: &Path, run: &str, lines: u64) {
-    let of_run = folder.join("job_runs").join(run);
-    fs::create_dir_all(&of_run).unwrap();
     let text: String = (1..=lines).map(|n| format!("{n:079}\n")).collect();
-    fs::write(of_run.join("stdout.log"), text).unwrap();
+    plain_of(folder, run, &[("stdout.log", text.as_bytes())]);
+}
+
+/// The same with these logs. It appears all at once.
+fn plain_of(folder: &Path, run: &str, logs: &[(&str, &[u8])]) {
+    let prepared = folder.join("prepared-elsewhere");
+    fs::create_dir_all(&prepared).unwrap();
+    fs::create_dir_all(folder.join("job_runs")).unwrap();
+    for (name, text) in logs {
+        fs::write(prepared.join(name), text).unwrap();
+    }
     let json = format!(r#"{{"job_run_id":"{run}","exit_code":0,"finished_at":"2026-01-01T00:00:00Z"}}"#);
-    fs::write(of_run.join("metadata.json"), json).unwrap();
+    fs::write(prepared.join("metadata.json"), json).unwrap();
+    fs::rename(prepared, folder.join("job_runs").join(run)).unwrap();
 }
 
 /// The lines of standard output behind `after`, at most `limit`; or what went wrong.

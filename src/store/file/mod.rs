@@ -36,9 +36,8 @@ use crate::logfile::{Fetched, Io, ReadFile};
 use crate::run::{JobMetadata, JobRunId, RunSpec};
 use crate::store::file::commit::commit_waiting;
 use crate::store::file::lines::{LineReader, Reach, Taken};
-use crate::store::file::list::{list_folders, list_indexed};
+use crate::store::file::list::{list_folders, list_when_known};
 use crate::store::file::places::Places;
-use crate::store::file::reconcile::mend;
 use crate::store::file::shared::{Shared, shut_down};
 use crate::store::file::writer::OwnRun;
 use crate::store::{LogStore, Outcome, ReadOptions, ReadStream, RunEnd, RunPage, RunQuery, RunWriter, Start};
@@ -215,18 +214,7 @@ impl LogStore for FileLogStore {
             return Err(LogError::Closed);
         }
         match &self.shared.index {
-            Some(index) => {
-                self.shared.wait_until_discovered();
-                match list_indexed(&self.shared, index, query) {
-                    // It is made anew, and answers when it knows every folder again.
-                    Err(LogError::Index { .. }) => {
-                        mend(&self.shared, index);
-                        self.shared.wait_until_discovered();
-                        list_indexed(&self.shared, index, query)
-                    }
-                    listed => listed,
-                }
-            }
+            Some(index) => list_when_known(&self.shared, index, query),
             None => list_folders(&self.shared, query),
         }
     }

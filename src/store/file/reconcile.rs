@@ -22,11 +22,15 @@ const PREPARING: Duration = Duration::from_secs(10);
 /// and lets go of what is gone.
 pub(crate) fn look_around(shared: &Arc<Shared>) {
     if let Some(index) = &shared.index {
-        mend(shared, index);
-        if let Err(error) = reconcile(shared, index) {
-            tracing::warn!(%error, "comparing the index with the folders");
+        loop {
+            mend(shared, index);
+            if let Err(error) = reconcile(shared, index) {
+                tracing::warn!(%error, "comparing the index with the folders");
+            }
+            if shared.is_closed() || shared.set_discovered_unless_renewed() {
+                break;
+            }
         }
-        shared.set_discovered();
         // What could not be written is tried again.
         shared.nudge(Urgency::Soon);
     }
@@ -34,12 +38,12 @@ pub(crate) fn look_around(shared: &Arc<Shared>) {
 }
 
 fn reconcile(shared: &Arc<Shared>, index: &Index) -> Result<(), LogError> {
+    let mut numbers = shared.take_renewed().then(|| Renumbering::new(shared));
     let listing = shared.layout.list()?;
     remove_leftovers(&listing.prepared);
     let Differences { mut orphans, ghosts } = compare(index, listing.runs)?;
     orphans.retain(|id| shared.tracked(id).is_none());
     orphans.sort_by_cached_key(|id| created(shared, id));
-    let mut numbers = shared.take_renewed().then(|| Renumbering::new(shared));
     for id in &orphans {
         if shared.is_closed() {
             return Ok(());

@@ -1,7 +1,7 @@
 //! What all handles of a file store share: the runs in memory, and what becomes of them.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use futures_util::{FutureExt, StreamExt, stream};
@@ -42,6 +42,8 @@ pub(crate) struct Shared {
     discovery: Condvar,
     /// Whether the index was made anew and the runs are to be numbered again.
     renewed: AtomicBool,
+    /// How often it was.
+    renewals: AtomicU64,
     /// Runs whose rows are to be taken out of the index.
     forgotten: Mutex<Vec<RunNumber>>,
     pub(crate) closed: Arc<AtomicBool>,
@@ -93,6 +95,7 @@ impl Shared {
             discovered: Mutex::new(index.is_none()),
             discovery: Condvar::new(),
             renewed: AtomicBool::new(false),
+            renewals: AtomicU64::new(0),
             forgotten: Mutex::default(),
             index,
             committer: OnceLock::new(),
@@ -149,8 +152,23 @@ impl Shared {
 
     /// Says that the index was made anew: every folder has to be taken up again.
     pub(crate) fn set_renewed(&self) {
+        let mut discovered = self.discovered.lock().unwrap_or_else(PoisonError::into_inner);
         self.renewed.store(true, Ordering::Release);
-        *self.discovered.lock().unwrap_or_else(PoisonError::into_inner) = false;
+        self.renewals.fetch_add(1, Ordering::AcqRel);
+        *discovered = false;
+    }
+
+    /// How often the index was made anew.
+    pub(crate) fn renewals(&self) -> u64 {
+        self.renewals.load(Ordering::Acquire)
+    }
+
+    /// Says that all folders are known now, unless the index was made anew in the meantime.
+    pub(crate) fn set_discovered_unless_renewed(&self) -> bool {
+        let mut discovered = self.discovered.lock().unwrap_or_else(PoisonError::into_inner);
+        *discovered = !self.renewed.load(Ordering::Acquire);
+        self.discovery.notify_all();
+        *discovered
     }
 
     /// Whether the index was made anew since this was last asked.

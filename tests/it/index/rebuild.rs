@@ -10,7 +10,7 @@ use databuild_logs::{
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::{assert_numbered, dump, id, index_file, numbered, open, plain, quarantined, success};
+use super::{assert_numbered, dump, id, index_file, numbered, open, plain, plain_of, quarantined, success};
 use crate::support::cli::Databuild;
 use crate::support::wait_until;
 
@@ -107,13 +107,12 @@ proptest! {
                     }
                     Kind::Dropped => act_out(&mut *other.start(spec).unwrap(), acts),
                     Kind::Plain => {
-                        plain(folder.path(), spec.id.as_str(), 0);
-                        let of_run = folder.path().join("job_runs").join(spec.id.as_str());
-                        for act in acts {
-                            if let Act::Append(stream, bytes) = act {
-                                fs::write(of_run.join(format!("{stream}.log")), bytes).unwrap();
-                            }
-                        }
+                        let logs = acts.iter().filter_map(|act| match act {
+                            Act::Append(Stream::Stdout, bytes) => Some(("stdout.log", bytes.as_slice())),
+                            Act::Append(Stream::Stderr, bytes) => Some(("stderr.log", bytes.as_slice())),
+                            Act::Flush => None,
+                        });
+                        plain_of(folder.path(), spec.id.as_str(), &logs.collect::<Vec<_>>());
                     }
                     Kind::Live => {
                         let mut writer = other.start(spec).unwrap();
