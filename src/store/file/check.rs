@@ -316,11 +316,11 @@ impl Check {
     }
 }
 
+/// Runs that have no folder.
+type Ghosts = Vec<(JobRunId, RunNumber)>;
+
 /// Runs that have no folder, and what is wrong with rows that lead to no run.
-fn ghosts_and_strays(
-    index: &Index,
-    folders: Vec<JobRunId>,
-) -> Result<(Vec<(JobRunId, RunNumber)>, Option<String>), LogError> {
+fn ghosts_and_strays(index: &Index, folders: Vec<JobRunId>) -> Result<(Ghosts, Option<String>), LogError> {
     let ghosts = compare(index, folders)?.ghosts;
     let mut known = HashSet::new();
     index.ids(|_, number| {

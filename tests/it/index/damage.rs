@@ -1,6 +1,6 @@
 //! The index is damaged or taken away, before a service opens it and under one that serves.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
@@ -183,7 +183,7 @@ async fn flipped_bits_never_give_a_wrong_line() {
     let used: Vec<usize> = (0..sound.len()).filter(|&at| sound[at] != 0).collect();
     let mut random = 0x2545_f491_4f6c_dd1d_u64;
     let mut errors = 0;
-    for _ in 0..150 {
+    for _ in 0..60 {
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
@@ -211,7 +211,7 @@ async fn flipped_bits_never_give_a_wrong_line() {
         }
         drop(store.close());
     }
-    assert!(errors < 50, "most flips cost nothing but a look at the folders: {errors}");
+    assert!(errors < 20, "most flips cost nothing but a look at the folders: {errors}");
 }
 
 #[test]
@@ -231,22 +231,21 @@ fn opening_looks_at_what_was_live_and_not_at_what_is_stored() {
     let folder = tempfile::tempdir().unwrap();
     let other = FileLogStore::open_folder(folder.path(), FileStoreOptions::default()).unwrap();
     let store = open(folder.path());
-    for run in 0..300 {
+    for run in 0..120 {
         numbered(&store, &format!("over-{run}"), 1);
     }
     let live = other.start(RunSpec::new(id("live"))).unwrap();
     store.run(&id("live")).unwrap();
     store.close().unwrap();
     // A journal that nobody may read is not missed as long as nobody looks at it.
-    for run in 0..300 {
+    for run in 0..120 {
         let journal = folder.path().join(format!("job_runs/over-{run}/journal"));
         fs::remove_file(&journal).unwrap();
         fs::create_dir(&journal).unwrap();
     }
     let store = open(folder.path());
-    assert_eq!(ids(&store).len(), 101 - 1, "a page of them");
+    assert_eq!(ids(&store).len(), 100, "a page of them");
     assert!(store.run(&id("over-7")).unwrap().state.is_over());
     assert!(!store.run(&id("live")).unwrap().state.is_over());
     drop(live);
-    drop(File::open(folder.path()));
 }
