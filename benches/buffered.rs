@@ -13,8 +13,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use databuild_logs::{
-    BufferOptions, BufferedLogStore, ByteOffset, Exit, JobMetadata, JobRunId, LogError, LogStore, Outcome,
-    ReadOptions, ReadStream, RunEnd, RunPage, RunQuery, RunSpec, RunWriter, Start, Stream, UnixMicros,
+    BufferOptions, BufferedLogStore, ByteOffset, Exit, JobMetadata, JobRunId, LineNumber, LogError, LogStore,
+    Outcome, ReadOptions, ReadStream, RunEnd, RunPage, RunQuery, RunSpec, RunWriter, Start, Stream,
+    UnixMicros, View,
 };
 
 const LINES: u64 = 100_000;
@@ -47,6 +48,10 @@ impl LogStore for Bare {
     }
 
     fn read(&self, id: &JobRunId, _: ReadOptions) -> Result<ReadStream, LogError> {
+        Err(LogError::NotFound { id: id.clone() })
+    }
+
+    fn position(&self, id: &JobRunId, _: View, _: Start) -> Result<LineNumber, LogError> {
         Err(LogError::NotFound { id: id.clone() })
     }
 

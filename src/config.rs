@@ -6,8 +6,11 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{Access, access};
+
+use crate::store::{Durability, FileStoreOptions};
 
 /// The environment that settings are read from. A variable that is empty counts as not set.
 #[derive(Clone, Default)]
@@ -188,6 +191,36 @@ impl Environment {
         }
     }
 
+    /// How a store treats the disk: `DATABUILD_LOG_MIN_FREE_MB`, how many MiB logs leave free (512; 0: no such
+    /// floor), and `DATABUILD_LOG_DURABILITY`, what a power cut may take: `on-finish` (the default), `none`, or a
+    /// number of seconds for [`Durability::Periodic`].
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::NotText`] or [`ConfigError::Invalid`].
+    pub fn store_options(&self) -> Result<FileStoreOptions, ConfigError> {
+        let mut options = FileStoreOptions::default();
+        let name = "DATABUILD_LOG_MIN_FREE_MB";
+        if let Some(given) = self.text(name)? {
+            let bytes = given.parse::<u64>().ok().and_then(|mib| mib.checked_mul(1024 * 1024));
+            options.min_free_bytes = bytes
+                .ok_or_else(|| invalid(Origin::Variable(name), given, "expected a whole number of MiB"))?;
+        }
+        let name = "DATABUILD_LOG_DURABILITY";
+        options.durability = match self.text(name)? {
+            None | Some("on-finish") => Durability::OnFinish,
+            Some("none") => Durability::None,
+            Some(given) => match given.parse::<u32>() {
+                Ok(seconds @ 1..) => Durability::Periodic(Duration::from_secs(seconds.into())),
+                _ => {
+                    let expected = "expected on-finish, none, or a whole number of seconds";
+                    return Err(invalid(Origin::Variable(name), given, expected));
+                }
+            },
+        };
+        Ok(options)
+    }
+
     /// The flag if it is given, else the variable if it is set.
     fn given(
         &self,
@@ -313,6 +346,29 @@ mod tests {
         assert!(error.starts_with("--listen is \"nowhere\": expected"), "{error}");
         let error = environment([("DATABUILD_LOG_TOKEN", "top secret")]).token().unwrap_err().to_string();
         assert!(error.contains("DATABUILD_LOG_TOKEN") && !error.contains("secret\""), "{error}");
+    }
+
+    #[test]
+    fn how_the_disk_is_treated_is_set_by_two_variables() {
+        let options = |floor, durability| {
+            let pairs = [("DATABUILD_LOG_MIN_FREE_MB", floor), ("DATABUILD_LOG_DURABILITY", durability)];
+            environment(pairs).store_options()
+        };
+        assert_eq!(options("", "").unwrap(), FileStoreOptions::default());
+        let set = options("3", "5").unwrap();
+        assert_eq!(set.min_free_bytes, 3 * 1024 * 1024);
+        assert_eq!(set.durability, Durability::Periodic(Duration::from_secs(5)));
+        let off = options("0", "none").unwrap();
+        assert_eq!((off.min_free_bytes, off.durability), (0, Durability::None));
+        assert_eq!(options("", "on-finish").unwrap().durability, Durability::OnFinish);
+        for bad in ["-1", "1.5", "much", "99999999999999999"] {
+            let error = options(bad, "").unwrap_err().to_string();
+            assert!(error.starts_with("DATABUILD_LOG_MIN_FREE_MB is"), "{error}");
+        }
+        for bad in ["0", "-1", "0.5", "always"] {
+            let error = options("", bad).unwrap_err().to_string();
+            assert!(error.starts_with("DATABUILD_LOG_DURABILITY is"), "{error}");
+        }
     }
 
     #[test]

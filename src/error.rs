@@ -42,10 +42,10 @@ pub enum LogError {
         /// What would be right.
         expected: String,
     },
-    /// Another process holds the store.
-    #[error("{} is in use by another process; only one service can hold a log folder", path.display())]
+    /// Another process has the index open, or writes the run.
+    #[error("{} is in use by another process", path.display())]
     InUse {
-        /// The log folder or its index.
+        /// The index, or what is the run's: its folder or its journal.
         path: PathBuf,
     },
     /// A file is not what it should be.

@@ -15,6 +15,10 @@ const HEADER: [u8; 8] = {
 /// The most bytes that a record's body may have; commands can be up to 2 MiB long.
 const MAX_BODY: u64 = 16 * 1024 * 1024;
 const CHECKSUM: usize = 4;
+/// Bytes kept for the last marks and the end of a run, beside those of a second start record.
+const END_BYTES: u64 = 16 * 1024;
+/// Blocks are asked for so many bytes at a time.
+const ALLOCATION_BYTES: u64 = 16 * 1024;
 
 const START: u8 = 1;
 const MARK: u8 = 2;
@@ -252,9 +256,18 @@ fn parse_record(bytes: &[u8], offset: u64) -> Parsed {
 }
 
 /// Writes the records of one run.
+///
+/// Behind the records, blocks of the disk are kept for the run's last marks and its end, so that these find room on
+/// a disk that is full; other records are only written where they leave that much.
 #[derive(Debug)]
 pub(crate) struct JournalWriter {
     file: AppendFile,
+    /// Where the last sound record ends. The file is longer when a write failed half-way and could not be undone.
+    end: u64,
+    /// Bytes to keep behind the records; 0 if the file system can't.
+    reserve: u64,
+    /// Up to where the file has blocks of the disk.
+    allocated: u64,
     scratch: Vec<u8>,
     ends: Vec<u64>,
 }
@@ -262,41 +275,66 @@ pub(crate) struct JournalWriter {
 impl JournalWriter {
     /// Begins a journal in an empty file.
     pub(crate) fn begin(file: AppendFile, run: &JobMetadata) -> Result<Self, LogError> {
-        let mut writer = Self { file, scratch: HEADER.to_vec(), ends: Vec::new() };
+        let mut writer = Self { scratch: HEADER.to_vec(), ..Self::resume(file) };
         let start = Record::Start(Box::new(run.clone()));
         start.encode(HEADER.len() as u64, &mut writer.scratch).map_err(|error| writer.unwritable(&error))?;
         writer.write_scratch()?;
+        // The end says again what the start says.
+        writer.allocated = 0;
+        writer.reserve = END_BYTES + writer.end;
+        if let Err(error) = writer.make_room(0) {
+            tracing::warn!(%error, "a run begins without room for its end");
+        }
         Ok(writer)
     }
 
     /// Goes on behind the last sound record of an existing journal.
     pub(crate) const fn resume(file: AppendFile) -> Self {
-        Self { file, scratch: Vec::new(), ends: Vec::new() }
+        let end = file.len();
+        // What the writer before had kept for the end may still be there.
+        Self { file, end, reserve: 0, allocated: u64::MAX, scratch: Vec::new(), ends: Vec::new() }
+    }
+
+    /// Bytes that are kept for the run's end.
+    pub(crate) const fn reserve(&self) -> u64 {
+        self.reserve
     }
 
     pub(crate) fn moved_to(&mut self, path: std::path::PathBuf) {
         self.file.moved_to(path);
     }
 
-    /// Appends a record, whole or not at all.
-    pub(crate) fn append(&mut self, record: &Record) -> Result<(), LogError> {
+    /// Appends the record with which the run ends, whole or not at all, and what room is left over is given back.
+    pub(crate) fn append_end(&mut self, run: &JobMetadata) -> Result<(), LogError> {
         self.scratch.clear();
-        record.encode(self.file.len(), &mut self.scratch).map_err(|error| self.unwritable(&error))?;
-        self.write_scratch()
+        let record = Record::End(Box::new(run.clone()));
+        record.encode(self.end, &mut self.scratch).map_err(|error| self.unwritable(&error))?;
+        self.write_scratch()?;
+        if self.allocated > self.end
+            && let Err(error) = self.file.cut(self.end)
+        {
+            tracing::warn!(%error, "room that was kept for the end of a run stays taken");
+        }
+        Ok(())
     }
 
-    /// Appends arrivals in one write, all or none of them, and then tells of each where its record ends.
+    /// Appends arrivals in one write, all or none of them, and then tells of each where its record ends. With
+    /// `last` they may use the room that is kept for the end.
     pub(crate) fn append_arrivals(
         &mut self,
         arrivals: &[Arrival],
+        last: bool,
         mut written: impl FnMut(&Arrival, u64),
     ) -> Result<(), LogError> {
-        let begin = self.file.len();
+        let begin = self.end;
         self.scratch.clear();
         self.ends.clear();
         for arrival in arrivals {
             arrival.encode(begin + self.scratch.len() as u64, &mut self.scratch);
             self.ends.push(begin + self.scratch.len() as u64);
+        }
+        if !last {
+            self.make_room(self.scratch.len() as u64)?;
         }
         self.write_scratch()?;
         for (arrival, &end) in arrivals.iter().zip(&self.ends) {
@@ -307,7 +345,16 @@ impl JournalWriter {
 
     /// The length in bytes.
     pub(crate) const fn len(&self) -> u64 {
-        self.file.len()
+        self.end
+    }
+
+    pub(crate) fn path(&self) -> &std::path::Path {
+        self.file.path()
+    }
+
+    /// The file itself, to be synced while others go on appending.
+    pub(crate) fn handle(&self) -> std::sync::Arc<std::fs::File> {
+        self.file.handle()
     }
 
     /// Waits until the records are on the disk.
@@ -315,13 +362,35 @@ impl JournalWriter {
         self.file.sync()
     }
 
+    /// Sees to it that so many bytes can be appended and leave room for the end.
+    fn make_room(&mut self, bytes: u64) -> Result<(), LogError> {
+        let needed = self.end + bytes + self.reserve;
+        if self.reserve == 0 || needed <= self.allocated {
+            return Ok(());
+        }
+        let wanted = needed + ALLOCATION_BYTES;
+        if self.file.allocate(wanted)? {
+            self.allocated = wanted;
+        } else {
+            self.reserve = 0;
+        }
+        Ok(())
+    }
+
     fn write_scratch(&mut self) -> Result<(), LogError> {
-        let before = self.file.len();
-        self.file.append(&self.scratch).inspect_err(|_| {
-            if let Err(error) = self.file.cut(before) {
-                tracing::warn!(%error, "the beginning of a journal record stays; readers cut it off");
-            }
-        })
+        self.cut_torn_record()?;
+        let written = self.file.append(&self.scratch);
+        if written.is_ok() {
+            self.end = self.file.len();
+        } else if let Err(error) = self.cut_torn_record() {
+            tracing::warn!(%error, "the beginning of a journal record stays until it can be cut off");
+        }
+        written
+    }
+
+    /// Nothing may stand behind a record that is torn: readers would never get to it.
+    fn cut_torn_record(&mut self) -> Result<(), LogError> {
+        if self.file.len() == self.end { Ok(()) } else { self.file.cut(self.end) }
     }
 
     fn unwritable(&self, error: &serde_json::Error) -> LogError {
@@ -419,9 +488,9 @@ mod tests {
             what: What::Mark { unterminated: 4 },
         };
         let mut end = 0;
-        writer.append_arrivals(&[mark], |_, at| end = at).unwrap();
+        writer.append_arrivals(&[mark], false, |_, at| end = at).unwrap();
         assert_eq!(end, writer.len());
-        writer.append(&Record::End(Box::new(run.clone()))).unwrap();
+        writer.append_end(&run).unwrap();
         let bytes = std::fs::read(path).unwrap();
         assert_eq!(bytes.len() as u64, writer.len());
         let mut records = Vec::new();

@@ -1,12 +1,13 @@
 //! Where everything is on disk. No other file knows a file's name.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
+use rustix::fs::{CWD, FallocateFlags, FlockOperation, OFlags, RenameFlags, fallocate, flock, renameat_with};
 use rustix::io::Errno;
 
 use crate::error::LogError;
@@ -17,6 +18,8 @@ const JOB_RUNS: &str = "job_runs";
 const JOURNAL: &str = "journal";
 const METADATA: &str = "metadata.json";
 
+/// The most bytes of a `metadata.json` that are read.
+const MAX_METADATA: u64 = 16 * 1024 * 1024;
 /// A log folder.
 #[derive(Clone, Debug)]
 pub(crate) struct Layout {
@@ -165,6 +168,11 @@ impl RunFolder {
         &self.path
     }
 
+    /// Whether the folder is there. A link to one is not: it could lead out of the log folder.
+    pub(crate) fn is_there(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok_and(|entry| entry.is_dir())
+    }
+
     pub(crate) fn log(&self, stream: Stream) -> PathBuf {
         self.path.join(match stream {
             Stream::Stdout => "stdout.log",
@@ -183,7 +191,12 @@ impl RunFolder {
     /// Reads `metadata.json`; `None` if there is none.
     pub(crate) fn read_metadata(&self) -> Result<Option<JobMetadata>, LogError> {
         let path = self.metadata();
-        match fs::read(&path) {
+        let read = || -> io::Result<Vec<u8>> {
+            let mut text = Vec::new();
+            open_regular(&path)?.take(MAX_METADATA).read_to_end(&mut text)?;
+            Ok(text)
+        };
+        match read() {
             Ok(text) => serde_json::from_slice(&text)
                 .map(Some)
                 .map_err(|error| LogError::Corrupt { path, what: error.to_string() }),
@@ -192,20 +205,52 @@ impl RunFolder {
         }
     }
 
-    /// Writes `metadata.json` so that it is either there whole or not at all, even after a power cut.
-    pub(crate) fn write_metadata(&self, run: &JobMetadata) -> Result<(), LogError> {
-        let path = self.metadata();
-        let new = self.path.join(format!(".metadata.json.{}.new", std::process::id()));
+    /// Where `metadata.json` is written before it gets its name. While the run goes on it is empty, and its blocks are
+    /// kept for the end.
+    fn new_metadata(&self) -> PathBuf {
+        self.path.join(".metadata.json.new")
+    }
+
+    /// Keeps room on the disk for a `metadata.json` of so many bytes, so that it can be written when the disk is full.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Io`] if there is no such room now.
+    pub(crate) fn reserve_metadata(&self, bytes: u64) -> Result<(), LogError> {
+        let path = self.new_metadata();
+        let reserve = || allocate(&File::create(&path)?, bytes);
+        reserve().map(drop).map_err(LogError::io("making room for", &path))
+    }
+
+    /// Writes `metadata.json` so that it is either there whole or not at all; with `sync`, even after a power cut.
+    /// One process at a time does that: the writer, or the service when there is none.
+    pub(crate) fn write_metadata(&self, run: &JobMetadata, sync: bool) -> Result<(), LogError> {
+        let (path, new) = (self.metadata(), self.new_metadata());
         let write = || -> io::Result<()> {
             let mut text = serde_json::to_vec_pretty(run)?;
             text.push(b'\n');
-            let mut file = File::create(&new)?;
+            // Not emptied first: that would give away what was reserved.
+            let mut file = OpenOptions::new().write(true).create(true).truncate(false).open(&new)?;
             file.write_all(&text)?;
-            file.sync_all()?;
+            file.set_len(text.len() as u64)?;
+            if sync {
+                file.sync_all()?;
+            }
             fs::rename(&new, &path)?;
-            File::open(&self.path)?.sync_all()
+            if sync {
+                File::open(&self.path)?.sync_all()?;
+                // The folder's own name is as new as it is.
+                if let Some(job_runs) = self.path.parent() {
+                    File::open(job_runs)?.sync_all()?;
+                }
+            }
+            Ok(())
         };
-        write().map_err(LogError::io("writing", &path))
+        write().map_err(|error| {
+            // Whether it could be removed makes no difference: a name with a dot is nobody's.
+            let _ = fs::remove_file(&new);
+            LogError::io("writing", &path)(error)
+        })
     }
 
     /// What writers that died left of a `metadata.json` that they had not finished.
@@ -239,4 +284,29 @@ impl RunFolder {
             tracing::warn!(path = %self.path.display(), %error, "a run folder that was only prepared stays behind");
         }
     }
+}
+
+/// Asks for blocks of the disk for a file up to `end`, without changing its length. What is written there later finds
+/// room on a disk that is full by then. Gives false on a file system that can't do that.
+///
+/// # Errors
+///
+/// What the system says; [`io::ErrorKind::StorageFull`] above all.
+pub(crate) fn allocate(file: &File, end: u64) -> io::Result<bool> {
+    loop {
+        match fallocate(file, FallocateFlags::KEEP_SIZE, 0, end) {
+            Ok(()) => return Ok(true),
+            Err(Errno::INTR) => {}
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV) => return Ok(false),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Opens a file for reading that is a file itself: a link could lead out of the log folder, and whoever opens a pipe
+/// would wait for its writer.
+pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is not a regular file")) }
 }

@@ -233,6 +233,18 @@ impl RunState {
         }
     }
 
+    /// The same state with another end; a run that goes on has none.
+    #[must_use]
+    pub(crate) const fn ended_at(self, ended: UnixMicros) -> Self {
+        match self {
+            Self::Running => Self::Running,
+            Self::Succeeded { .. } => Self::Succeeded { ended },
+            Self::Failed { exit, .. } => Self::Failed { ended, exit },
+            Self::Cancelled { exit, .. } => Self::Cancelled { ended, exit },
+            Self::Lost { .. } => Self::Lost { ended },
+        }
+    }
+
     /// How the process ended, where that is known.
     #[must_use]
     pub const fn exit(self) -> Option<Exit> {
@@ -450,6 +462,7 @@ impl JobMetadata {
             state: self.state.kind(),
             lines: self.stdout.lines + self.stderr.lines,
             dropped_bytes: self.stdout.dropped_bytes + self.stderr.dropped_bytes,
+            note: self.note.clone(),
         }
     }
 }
@@ -470,6 +483,9 @@ pub struct Completion {
     pub lines: u64,
     /// Bytes in both streams that could not be kept.
     pub dropped_bytes: u64,
+    /// See [`JobMetadata::note`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
 }
 
 /// `metadata.json` as it is written: flat, with every field named as in the specification.

@@ -34,11 +34,11 @@ pub use serve::{listen, serve, stop_signal};
 /// What the service does beside the defaults.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ServerOptions {
-    /// After how long without an event a comment is sent, so that nobody between takes the connection for dead.
+    /// After how long without an event a comment is sent, so that nobody between takes the connection for dead; 15 s.
     pub heartbeat: Duration,
-    /// What a client that lost its connection is told to wait before it reconnects.
+    /// What a client that lost its connection is told to wait before it reconnects; 1 s.
     pub retry: Duration,
-    /// How long connections may go on after the shutdown.
+    /// How long connections may go on after the shutdown; 5 s.
     pub drain: Duration,
     /// What has to be given as `Authorization: Bearer` on everything under `/api`; `None` lets everybody in, which
     /// [`serve`] allows on loopback only.

@@ -3,7 +3,7 @@
 //! A batch of lines becomes one run of bytes: what has to be known of a line's bytes (that they are UTF-8, that
 //! there is no CR and no NUL) is asked once for the whole batch, and only a batch that fails is looked at line by
 //! line. With one `Event` a line in place of this, a client gets less than a tenth of the lines a second: see
-//! `benches/http_sse.rs`.
+//! `benches/sse.rs`.
 
 use std::io::Write;
 

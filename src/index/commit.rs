@@ -7,6 +7,7 @@ use crate::index::codec::{self, RunRecord};
 use crate::index::handle::{Failure, Index};
 use crate::index::progress::{LineCheckpoint, Progress};
 use crate::index::schema::{self, RunNumber};
+use crate::line::Stream;
 use crate::run::Tombstone;
 
 /// What a commit writes.
@@ -67,6 +68,20 @@ impl Index {
         self.write(|transaction| changes.put(transaction))
     }
 
+    /// Lets go of the places that are kept of runs behind where they are followed on from: they are derived again, and
+    /// after a power cut the index can know of more than the files do.
+    pub(crate) fn forget_places_behind(
+        &self,
+        runs: &[(RunNumber, Option<Progress>)],
+    ) -> Result<(), LogError> {
+        self.write(|transaction| {
+            for (number, place) in runs {
+                forget_places(transaction, *number, place.as_ref())?;
+            }
+            Ok(())
+        })
+    }
+
     /// Says that the index holds everything.
     pub(crate) fn set_complete(&self) -> Result<(), LogError> {
         self.write(|transaction| {
@@ -105,10 +120,7 @@ fn forget_run(transaction: &WriteTransaction, number: RunNumber) -> Result<(), F
         removed.and_then(|value| codec::decode_run(number, value.value()).ok())
     };
     transaction.open_table(schema::LIVE)?.remove(number)?;
-    transaction
-        .open_table(schema::CHECKPOINTS)?
-        .retain_in((number, 0, 0)..=(number, u8::MAX, u64::MAX), |_, _| false)?;
-    transaction.open_table(schema::TIMES)?.retain_in((number, 0)..=(number, u64::MAX), |_, _| false)?;
+    forget_places(transaction, number, None)?;
     let Some(record) = record else { return Ok(()) };
     let id = record.run.id().as_str();
     let mut ids = transaction.open_table(schema::RUN_IDS)?;
@@ -123,5 +135,27 @@ fn forget_run(transaction: &WriteTransaction, number: RunNumber) -> Result<(), F
     if let Some(ended) = record.run.state.ended() {
         transaction.open_table(schema::EVICTABLE)?.remove((ended.0, number))?;
     }
+    Ok(())
+}
+
+/// Takes out the places of a run behind this one, or all of them.
+fn forget_places(
+    transaction: &WriteTransaction,
+    number: RunNumber,
+    place: Option<&Progress>,
+) -> Result<(), Failure> {
+    let mut checkpoints = transaction.open_table(schema::CHECKPOINTS)?;
+    let mut times = transaction.open_table(schema::TIMES)?;
+    let Some(place) = place else {
+        checkpoints.retain_in((number, 0, 0)..=(number, u8::MAX, u64::MAX), |_, _| false)?;
+        times.retain_in((number, 0)..=(number, u64::MAX), |_, _| false)?;
+        return Ok(());
+    };
+    for stream in Stream::BOTH {
+        let (side, lines) = (stream.index() as u8, place.of(stream).lines);
+        let behind = (number, side, lines.saturating_add(1))..=(number, side, u64::MAX);
+        checkpoints.retain_in(behind, |_, _| false)?;
+    }
+    times.retain_in((number, place.time.0.saturating_add(1))..=(number, u64::MAX), |_, _| false)?;
     Ok(())
 }

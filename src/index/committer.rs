@@ -22,6 +22,19 @@ impl Urgency {
     }
 }
 
+/// How soon a commit that failed is tried again: at first, and at the longest. In between it doubles each time.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+const LAST_RETRY: Duration = Duration::from_secs(15);
+
+/// What became of a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Committed {
+    /// Nothing that waited is left.
+    Done,
+    /// The disk refused; what waits is kept, and is to be tried again.
+    Failed,
+}
+
 /// Groups what changed and commits it. Nobody waits for it.
 ///
 /// What is to be committed stays with those who have it; they only say that there is something, so a disk that
@@ -42,6 +55,8 @@ struct Shared {
 struct Wanted {
     /// When the next commit is due; `None` while nothing waits.
     due: Option<Instant>,
+    /// Not earlier than this, however urgent: the last commit failed.
+    not_before: Option<Instant>,
     stop: bool,
 }
 
@@ -53,7 +68,7 @@ impl Shared {
 
 impl Committer {
     /// Starts the thread; `commit` gathers what waits and writes it.
-    pub(crate) fn spawn(commit: impl FnMut() + Send + 'static) -> std::io::Result<Self> {
+    pub(crate) fn spawn(commit: impl FnMut() -> Committed + Send + 'static) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let of_thread = Arc::clone(&shared);
         let thread =
@@ -63,8 +78,9 @@ impl Committer {
 
     /// Says that something waits to be committed.
     pub(crate) fn nudge(&self, urgency: Urgency) {
-        let due = Instant::now() + urgency.delay();
         let mut wanted = self.shared.lock();
+        let due = Instant::now() + urgency.delay();
+        let due = wanted.not_before.map_or(due, |earliest| due.max(earliest));
         if wanted.due.is_none_or(|earlier| due < earlier) {
             wanted.due = Some(due);
             self.shared.changed.notify_all();
@@ -90,12 +106,23 @@ impl Drop for Committer {
     }
 }
 
-fn run(shared: &Shared, mut commit: impl FnMut()) {
+fn run(shared: &Shared, mut commit: impl FnMut() -> Committed) {
+    let mut retry = FIRST_RETRY;
     loop {
         let stop = wait_until_due(shared);
-        commit();
+        let committed = commit();
         if stop {
             return;
+        }
+        let mut wanted = shared.lock();
+        match committed {
+            Committed::Done => (wanted.not_before, retry) = (None, FIRST_RETRY),
+            Committed::Failed => {
+                let again = Instant::now() + retry;
+                wanted.not_before = Some(again);
+                wanted.due = Some(wanted.due.map_or(again, |due| due.max(again)));
+                retry = (retry * 2).min(LAST_RETRY);
+            }
         }
     }
 }
@@ -127,7 +154,11 @@ mod tests {
         let (value, seen) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let committer = {
             let (value, seen) = (Arc::clone(&value), Arc::clone(&seen));
-            Committer::spawn(move || seen.store(value.load(Ordering::SeqCst), Ordering::SeqCst)).unwrap()
+            Committer::spawn(move || {
+                seen.store(value.load(Ordering::SeqCst), Ordering::SeqCst);
+                Committed::Done
+            })
+            .unwrap()
         };
         value.store(1, Ordering::SeqCst);
         committer.nudge(Urgency::Soon);
@@ -139,5 +170,26 @@ mod tests {
         committer.nudge(Urgency::Soon);
         committer.stop();
         assert_eq!(seen.load(Ordering::SeqCst), 2);
+    }
+    #[test]
+    fn a_commit_that_fails_is_tried_again_by_itself_but_not_without_a_pause() {
+        let tries = Arc::new(Mutex::new(Vec::new()));
+        let committer = {
+            let tries = Arc::clone(&tries);
+            Committer::spawn(move || {
+                let mut tries = tries.lock().unwrap();
+                tries.push(Instant::now());
+                if tries.len() < 3 { Committed::Failed } else { Committed::Done }
+            })
+            .unwrap()
+        };
+        committer.nudge(Urgency::Now);
+        while tries.lock().unwrap().len() < 3 {
+            // However urgent everything is.
+            committer.nudge(Urgency::Now);
+            thread::sleep(Duration::from_millis(1));
+        }
+        let tries = tries.lock().unwrap().clone();
+        assert!(tries[1] - tries[0] >= FIRST_RETRY && tries[2] - tries[1] >= 2 * FIRST_RETRY, "{tries:?}");
     }
 }

@@ -217,26 +217,25 @@ impl Index {
         })
     }
 
-    /// The runs whose id starts so, at most `limit`, in the order of their ids.
+    /// Gives the runs whose id starts so to `take`, in the order of their ids.
     pub(crate) fn with_prefix(
         &self,
         prefix: &str,
-        limit: usize,
-    ) -> Result<Vec<(RunNumber, RunRecord)>, LogError> {
+        mut take: impl FnMut(RunNumber, RunRecord),
+    ) -> Result<(), LogError> {
         self.read(|transaction| {
             let runs = transaction.open_table(schema::RUNS)?;
-            let mut found = Vec::new();
             for row in transaction.open_table(schema::RUN_IDS)?.range(prefix..)? {
                 let (id, number) = row?;
-                if !id.value().starts_with(prefix) || found.len() == limit {
+                if !id.value().starts_with(prefix) {
                     break;
                 }
                 let number = number.value();
                 if let Some(value) = runs.get(number)? {
-                    found.push((number, codec::decode_run(number, value.value()).map_err(damaged)?));
+                    take(number, codec::decode_run(number, value.value()).map_err(damaged)?);
                 }
             }
-            Ok(found)
+            Ok(())
         })
     }
 

@@ -13,7 +13,7 @@ pub(crate) mod progress;
 mod schema;
 
 pub(crate) use commit::Changes;
-pub(crate) use committer::{Committer, Urgency};
+pub(crate) use committer::{Committed, Committer, Urgency};
 pub(crate) use handle::Index;
 pub(crate) use lookup::Known;
 pub(crate) use schema::RunNumber;
@@ -60,7 +60,9 @@ mod tests {
         index.commit(&Changes { runs, ..Changes::default() }).unwrap();
         assert!(matches!(index.find(&"ab".parse().unwrap()), Ok(Some(Known::Run(2, _)))));
         assert!(index.find(&"zz".parse().unwrap()).unwrap().is_none());
-        assert_eq!(ids(&index.with_prefix("a", 10).unwrap()), ["aa", "ab"]);
+        let mut found = Vec::new();
+        index.with_prefix("a", |number, record| found.push((number, record))).unwrap();
+        assert_eq!(ids(&found), ["aa", "ab"]);
         assert_eq!(ids(&index.live_runs().unwrap()), ["ab"]);
         assert_eq!(index.last_number().unwrap(), 3);
         let mut newest = Vec::new();

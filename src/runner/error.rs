@@ -23,7 +23,7 @@ pub enum RunnerError {
         source: io::Error,
     },
     /// The folder that the command was to run in can't be entered.
-    #[error("{}: {source}", path.display())]
+    #[error("the folder {} can't be entered: {source}", path.display())]
     WorkingFolder {
         /// The folder.
         path: PathBuf,

@@ -38,9 +38,9 @@ use pump::Pump;
 /// How long a runner waits for jobs that do not end when they should.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RunnerOptions {
-    /// From [`cancel`](SubProcessRunning::cancel) to the KILL.
+    /// From [`cancel`](SubProcessRunning::cancel) to the KILL; 10 s.
     pub kill_grace: Duration,
-    /// How long output is collected of processes that outlive the command.
+    /// How long output is collected of processes that outlive the command; 2 s. What they print later is not read.
     pub outlive_grace: Duration,
 }
 

@@ -22,8 +22,9 @@ use crate::run::{Exit, JobMetadata, JobRunId, MissingDeps, RunSpec, RunState, St
 pub use buffered::{BufferOptions, BufferedLogStore};
 pub use composite::{CompositeLogStore, CompositeOptions, Member, MemberHealth, MemberMode};
 pub use file::{
-    CheckOptions, CheckReport, FileLogStore, FileStoreOptions, Finding, FindingKind, RebuildProgress,
-    RebuildReport, Repair, UnreadableRun, check_index, compact_index, dump_index, rebuild_index,
+    CheckOptions, CheckReport, Durability, FileLogStore, FileStoreOptions, Finding, FindingKind,
+    RebuildProgress, RebuildReport, Repair, UnreadableRun, check_index, compact_index, dump_index,
+    rebuild_index,
 };
 pub use memory::MemoryLogStore;
 pub use read::{Batch, CutLine, Line, LineTime, Lines, ReadEnd, ReadEvent, ReadOptions, ReadStream, Start};
@@ -70,7 +71,7 @@ pub trait LogStore: Send + Sync {
     fn read(&self, id: &JobRunId, options: ReadOptions) -> Result<ReadStream, LogError>;
 
     /// How many lines of a view lie before the first one that a read from `start` would give at this moment.
-    /// A read from [`Start::After`] that gives the same lines, now and later.
+    /// A read from [`Start::After`] with that position gives the same lines, now and later.
     ///
     /// # Errors
     ///

@@ -128,7 +128,7 @@ async fn composite_of_composites() {
 
 /// What a run holds, kept in the plainest way.
 #[derive(Debug, Default)]
-struct Model {
+pub(crate) struct Model {
     bytes: [Vec<u8>; 2],
     /// The lines in the order of their ends.
     lines: Vec<(Stream, Vec<u8>)>,
@@ -136,7 +136,7 @@ struct Model {
 }
 
 impl Model {
-    fn append(&mut self, stream: Stream, bytes: &[u8]) {
+    pub(crate) fn append(&mut self, stream: Stream, bytes: &[u8]) {
         self.bytes[stream.index()].extend_from_slice(bytes);
         for &byte in bytes {
             let mut line = self.open[stream.index()].take().unwrap_or_default();
@@ -150,7 +150,7 @@ impl Model {
     }
 
     /// The lines of a view; those that only the end of the run ends come last and in no given order.
-    fn lines(&self, view: View, over: bool) -> Vec<(Stream, Vec<u8>)> {
+    pub(crate) fn lines(&self, view: View, over: bool) -> Vec<(Stream, Vec<u8>)> {
         let open = Stream::BOTH
             .into_iter()
             .filter(|_| over)
@@ -161,7 +161,7 @@ impl Model {
 }
 
 /// Bytes with many ends of lines among them.
-fn some_bytes() -> impl Strategy<Value = Vec<u8>> {
+pub(crate) fn some_bytes() -> impl Strategy<Value = Vec<u8>> {
     let byte = prop_oneof![3 => Just(b'\n'), 1 => Just(b'\r'), 6 => any::<u8>(), 6 => b'a'..=b'z'];
     proptest::collection::vec(byte, 0..40)
 }

@@ -253,7 +253,7 @@ fn a_command_that_cannot_be_started_leaves_a_failed_run_that_says_why() {
         (bench.job(&["./plain"]), 126, "ermission denied"),
         (bench.job(&["/"]), 126, "/: "),
         (bench.job(&["./garbage"]), 126, "./garbage: "),
-        (elsewhere, 125, "nowhere: "),
+        (elsewhere, 125, "nowhere can't be entered: "),
         (with_nul, 125, "starting the command: "),
     ] {
         let id = job.spec.id.clone();

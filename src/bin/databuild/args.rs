@@ -118,7 +118,7 @@ pub(crate) enum LogFormat {
 #[derive(Debug, Args)]
 pub(crate) struct RunsArgs {
     /// At most this many
-    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = at_least_one)]
     pub(crate) limit: u64,
     /// Only runs in this state: running, succeeded, failed, cancelled or lost
     #[arg(long)]
@@ -212,6 +212,10 @@ impl FromStr for Tail {
             _ => text.parse().map(Self::Lines).map_err(|_| "expected a number of lines, or all"),
         }
     }
+}
+
+fn at_least_one(text: &str) -> Result<u64, &'static str> {
+    text.parse().ok().filter(|&count| count > 0).ok_or("expected a number of runs, 1 or more")
 }
 
 #[cfg(test)]

@@ -28,13 +28,20 @@ impl RunName {
     }
 }
 
-/// Finds a run: in the service if one answers and knows it, else in the folder. With `wait`, an id that nobody knows
+/// Finds a run: in the service if one answers and knows it, else in the folder; in a folder that was given by hand
+/// first. With `wait`, an id that nobody knows
 /// yet is taken as it is.
 pub(crate) async fn locate(
     settings: &Settings,
     name: &RunName,
     wait: bool,
 ) -> Result<(Source, JobRunId), Failure> {
+    if settings.folder_comes_first()
+        && let Ok(Some(folder)) = settings.folder().await
+        && let Some(id) = find(&folder, name).await?.one(name)?
+    {
+        return Ok((folder, id));
+    }
     let (client, chosen) = settings.client()?;
     let service = Source::Service(client);
     let silence = match find(&service, name).await {

@@ -1,5 +1,6 @@
 //! `databuild logs`: shows the log of a run.
 
+use std::io;
 use std::process::ExitCode;
 
 use databuild_logs::{
@@ -10,7 +11,7 @@ use futures_util::{FutureExt, StreamExt};
 use crate::args::{LogFormat, LogsArgs, Tail};
 use crate::failure::{Code, Failure};
 use crate::locate::{RunName, locate};
-use crate::printing::{Format, Printer, Style, Terminal, gap, note, outcome, status};
+use crate::printing::{Format, Printer, Style, Terminal, gap, note, outcome, printable, status};
 use crate::settings::{Settings, runtime};
 use crate::source::Source;
 use crate::stop;
@@ -51,7 +52,7 @@ impl Request {
             (true, _) => View::STDERR,
             _ => View::STDOUT,
         };
-        let color = settings.color()?;
+        let color = settings.color(&io::stdout())?;
         let format = match args.output {
             LogFormat::Json => Format::Json,
             LogFormat::Raw => Format::Raw,
@@ -87,6 +88,9 @@ impl Request {
     fn conclude(&self, End { id, completion }: End) -> Result<ExitCode, Failure> {
         if self.query.follow {
             note(outcome(&id, &completion));
+        }
+        if let Some(text) = &completion.note {
+            note(format_args!("-- {} --", printable(text)));
         }
         if !self.exit_status {
             return Ok(ExitCode::SUCCESS);

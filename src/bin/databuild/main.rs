@@ -26,8 +26,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let settings = Settings::new(cli.globals);
     let done = match cli.command {
-        Command::Run(args) => match settings.log_dir() {
-            Ok(dir) => Ok(run::run(args, &dir.value)),
+        Command::Run(args) => match settings.recording() {
+            Ok((dir, options)) => Ok(run::run(args, &dir, options)),
             Err(failure) => Err(failure.with(Code::NotRecorded)),
         },
         Command::Serve(args) => serve::run(args, &settings),

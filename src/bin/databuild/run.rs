@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use databuild_logs::{
-    JobCommand, JobEnd, JobInput, JobRunId, JobSignal, RunSpec, RunnerError, SubProcessBackend,
-    SubProcessRunning, Tee,
+    Completion, FileStoreOptions, JobCommand, JobEnd, JobInput, JobRunId, JobSignal, RunSpec, RunnerError,
+    SubProcessBackend, SubProcessRunning, Tee,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::store::open_folder;
+use crate::store::{open_folder, survive_file_size_limit};
 
 /// Own failures have this exit code.
 const OWN_FAILURE: u8 = 125;
@@ -51,8 +51,8 @@ pub(crate) struct RunArgs {
 }
 
 /// Executes the command, records it under `log_dir` and gives its exit code.
-pub(crate) fn run(args: RunArgs, log_dir: &Path) -> ExitCode {
-    match record(args, log_dir) {
+pub(crate) fn run(args: RunArgs, log_dir: &Path, options: FileStoreOptions) -> ExitCode {
+    match record(args, log_dir, options) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("databuild: {error}");
@@ -61,16 +61,17 @@ pub(crate) fn run(args: RunArgs, log_dir: &Path) -> ExitCode {
     }
 }
 
-fn record(args: RunArgs, log_dir: &Path) -> Result<u8, RunnerError> {
+fn record(args: RunArgs, log_dir: &Path, options: FileStoreOptions) -> Result<u8, RunnerError> {
     let other = |doing| move |source: io::Error| RunnerError::Other { doing, source };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(other("setting up"))?;
-    let store = open_folder(log_dir)?;
+    let store = open_folder(log_dir, options)?;
     let quiet = args.quiet;
     let job = job(args).map_err(other("setting up the copy of the output"))?;
     let end = runtime.block_on(async {
         // Listening comes first: from here on a signal reaches the job instead of ending us.
         let mut signals = Signals::listen().map_err(other("listening for signals"))?;
+        survive_file_size_limit().map_err(other("listening for signals"))?;
         // The only task on this thread may block it.
         let running = SubProcessBackend::new(Arc::clone(&store)).start(job)?;
         if !quiet && io::stderr().is_terminal() {
@@ -80,6 +81,11 @@ fn record(args: RunArgs, log_dir: &Path) -> Result<u8, RunnerError> {
     })?;
     if let Err(error) = end.metadata.as_ref().and(store.close().as_ref()) {
         eprintln!("databuild: the run's end is not recorded: {error}");
+    }
+    if let Ok(run) = &end.metadata
+        && let Completion { dropped_bytes: lost @ 1.., .. } = run.completion()
+    {
+        eprintln!("databuild: {lost} bytes of the output could not be kept");
     }
     Ok(exit_code(&end))
 }

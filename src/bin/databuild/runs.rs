@@ -22,13 +22,18 @@ pub(crate) fn run(args: RunsArgs, settings: &Settings) -> Result<ExitCode, Failu
         stop::on_interrupt()?;
         list(args, settings).await
     })?;
-    print(&runs, format, settings.color()?)?;
+    print(&runs, format, settings.color(&io::stdout())?)?;
     Ok(ExitCode::SUCCESS)
 }
 
 async fn list(args: RunsArgs, settings: &Settings) -> Result<Vec<JobMetadata>, Failure> {
     let limit = usize::try_from(args.limit).unwrap_or(usize::MAX);
     let query = RunQuery { state: args.state, partition: args.partition, ..RunQuery::default() };
+    if settings.folder_comes_first()
+        && let Some(folder) = settings.folder().await?
+    {
+        return Ok(pages(&folder, &query, limit).await?);
+    }
     let (client, chosen) = settings.client()?;
     let silence = match pages(&Source::Service(client), &query, limit).await {
         Err(error) if error.none_answers() => Failure::from(error),

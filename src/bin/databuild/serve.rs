@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use databuild_logs::{Environment, LogError, ServerOptions, listen, serve, stop_signal};
+use databuild_logs::{FileStoreOptions, LogError, ServerOptions, listen, serve, stop_signal};
 use tokio::net::TcpListener;
 use tracing_subscriber::EnvFilter;
 
@@ -13,12 +13,12 @@ use crate::args::ServeArgs;
 use crate::failure::{Code, Failure};
 use crate::printing::note;
 use crate::settings::{Settings, runtime};
-use crate::store::{blocking, open_for_service};
+use crate::store::{blocking, open_for_service, survive_file_size_limit};
 
 /// Serves until TERM or Ctrl-C.
 pub(crate) fn run(args: ServeArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     let request = Request::check(&args, settings)?;
-    start_tracing(&settings.environment)?;
+    start_tracing(settings)?;
     runtime()?.block_on(request.serve())?;
     Ok(ExitCode::SUCCESS)
 }
@@ -27,6 +27,7 @@ pub(crate) fn run(args: ServeArgs, settings: &Settings) -> Result<ExitCode, Fail
 struct Request {
     address: SocketAddr,
     dir: PathBuf,
+    store_options: FileStoreOptions,
     options: ServerOptions,
 }
 
@@ -37,6 +38,7 @@ impl Request {
         Ok(Self {
             address: environment.listen(args.listen.as_deref())?.value,
             dir: settings.log_dir()?.value,
+            store_options: environment.store_options()?,
             options: ServerOptions { token, ..ServerOptions::default() },
         })
     }
@@ -45,10 +47,13 @@ impl Request {
         let cannot_catch =
             |error| Failure::new(Code::General, format_args!("listening for signals: {error}"));
         let stop = stop_signal().map_err(cannot_catch)?;
+        survive_file_size_limit().map_err(cannot_catch)?;
         let listener = bind(self.address)?;
         let dir = self.dir.clone();
-        let store =
-            blocking(move || open_for_service(&dir)).await.map_err(|error| cannot_open(&self.dir, error))?;
+        let options = self.store_options.clone();
+        let store = blocking(move || open_for_service(&dir, options))
+            .await
+            .map_err(|error| cannot_open(&self.dir, error))?;
         let address = listener.local_addr().unwrap_or(self.address);
         note(format_args!("listening on http://{address}, logs in {}", self.dir.display()));
         serve(listener, store, self.options, stop)
@@ -78,20 +83,21 @@ fn cannot_open(dir: &Path, error: LogError) -> Failure {
     let in_use = matches!(error, LogError::InUse { .. });
     let failure = Failure::because(Code::General, &error);
     if in_use {
-        failure.hint("stop the other service, or give --log-dir another folder")
+        failure.hint("one service holds a log folder: stop the other, or give --log-dir another folder")
     } else {
         failure.line(format_args!("the log folder is {}: --log-dir takes another", dir.display()))
     }
 }
 
 /// Sends what the service has to say to stderr.
-fn start_tracing(environment: &Environment) -> Result<(), Failure> {
+fn start_tracing(settings: &Settings) -> Result<(), Failure> {
     let name = "DATABUILD_LOG_LEVEL";
-    let level = environment.text(name)?.unwrap_or("info");
+    let level = settings.environment.text(name)?.unwrap_or("info");
     let filter = EnvFilter::builder().parse(level).map_err(|error| {
         let what = format_args!("{name} is {level:?}: expected a level such as info or debug ({error})");
         Failure::new(Code::Usage, what)
     })?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    let color = settings.color(&io::stderr())?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(color).with_writer(io::stderr).init();
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 
-use databuild_logs::{Client, ClientError, Environment, Origin, Setting};
+use databuild_logs::{Client, ClientError, Environment, FileStoreOptions, Origin, Setting};
 
 use crate::args::{ColorWhen, Globals};
 use crate::failure::{Code, Failure};
@@ -25,6 +25,17 @@ impl Settings {
     /// The folder that holds the logs.
     pub(crate) fn log_dir(&self) -> Result<Setting<PathBuf>, Failure> {
         Ok(self.environment.log_dir(self.globals.log_dir.as_deref())?)
+    }
+
+    /// The folder in which a run is recorded, and how its disk is treated.
+    pub(crate) fn recording(&self) -> Result<(PathBuf, FileStoreOptions), Failure> {
+        Ok((self.log_dir()?.value, self.environment.store_options()?))
+    }
+
+    /// Whether the folder was given by hand, and no service was: then it comes first.
+    pub(crate) fn folder_comes_first(&self) -> bool {
+        let by_hand = matches!(self.log_dir(), Ok(Setting { origin: Origin::Flag(_), .. }));
+        by_hand && matches!(self.client(), Ok((_, false)))
     }
 
     /// A client of the service, and whether somebody said where that is.
@@ -56,17 +67,18 @@ impl Settings {
             }
         }
         let path = dir.value.clone();
-        let store = store::blocking(move || store::open_folder(&path)).await?;
+        let options = self.environment.store_options()?;
+        let store = store::blocking(move || store::open_folder(&path, options)).await?;
         Ok(Some(Source::Folder { store, dir: dir.value }))
     }
 
-    /// Whether to colour what goes to standard output.
-    pub(crate) fn color(&self) -> Result<bool, Failure> {
+    /// Whether to colour what goes to this output.
+    pub(crate) fn color(&self, output: &impl IsTerminal) -> Result<bool, Failure> {
         Ok(match self.globals.color {
             ColorWhen::Always => true,
             ColorWhen::Never => false,
             ColorWhen::Auto => {
-                io::stdout().is_terminal()
+                output.is_terminal()
                     && self.environment.text("NO_COLOR")?.is_none()
                     && self.environment.text("TERM")? != Some("dumb")
             }

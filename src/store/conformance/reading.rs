@@ -86,6 +86,8 @@ pub async fn last_lines_and_since_start_where_they_say(store: Arc<dyn LogStore>)
                     (from + 1..=total).collect::<Vec<_>>(),
                     "{start:?} of {view}"
                 );
+                let position = store.position(&id, view, start).expect("a run that is there has positions");
+                assert_eq!(position, LineNumber(from), "{start:?} of {view}");
             }
         }
         let times: Vec<UnixMicros> = all.iter().filter_map(|line| line.time).collect();
@@ -96,6 +98,8 @@ pub async fn last_lines_and_since_start_where_they_say(store: Arc<dyn LogStore>)
             let got = read_from(&*store, &id, view, Start::Since(moment)).await;
             let expected: Vec<Seen> = all.iter().filter(|line| line.time >= Some(moment)).cloned().collect();
             assert_eq!(positions(&got.lines), positions(&expected), "{view} since {moment}");
+            let position = store.position(&id, view, Start::Since(moment)).expect("as above");
+            assert_eq!(position.0, total - expected.len() as u64, "{view} since {moment}");
         }
     }
 }

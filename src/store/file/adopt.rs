@@ -1,18 +1,20 @@
-//! Runs that other processes write: followed, and ended when their writer is gone.
+//! Runs that other processes write: found, followed, and ended when their writer is gone.
 
 use std::fs;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::LogError;
 use crate::index::RunNumber;
-use crate::index::progress::Resume;
-use crate::layout::{Layout, RunFolder};
+use crate::index::progress::{Progress, Resume};
+use crate::layout::Layout;
 use crate::line::{Stream, UnixMicros};
-use crate::logfile::{AppendFile, Fetched, Io, ReadFile, count_lines};
+use crate::logfile::{AppendFile, Fetched, Io, ReadFile};
 use crate::run::{JobMetadata, JobRunId, RunState};
+use crate::store::file::FileStoreOptions;
 use crate::store::file::live::LiveRun;
-use crate::store::file::tracker::{News, SCAN_BYTES, Source, Tracker, last_touched};
-use crate::store::file::writer::{OwnRun, disk_bytes};
+use crate::store::file::power;
+use crate::store::file::tracker::{News, SCAN_BYTES, Source, Tracker, last_touched, written_end};
+use crate::store::file::writer::{Loss, OwnRun, disk_bytes};
 use crate::store::{Outcome, RunEnd};
 
 /// A run that another process writes, or wrote.
@@ -35,7 +37,7 @@ impl ForeignRun {
         resume: Option<Resume>,
     ) -> Result<Self, LogError> {
         let folder = layout.run(id);
-        if !folder.path().is_dir() {
+        if !folder.is_there() {
             return Err(LogError::NotFound { id: id.clone() });
         }
         let (tracker, mut run, gaps) = Tracker::open(&folder, id, resume)?;
@@ -58,25 +60,23 @@ impl ForeignRun {
         if self.run.is_over() {
             return Ok(true);
         }
+        // Looked at before the journal: of every hole before these bytes, the journal tells by then.
+        let lengths =
+            Stream::BOTH.map(|stream| fs::metadata(self.run.folder.log(stream)).map_or(0, |file| file.len()));
         let indexed = self.run.number.is_some();
         let mut news = News { indexed, ..News::default() };
-        tracker.catch_up(&self.run.folder, &mut news)?;
-        if news.end.is_none() {
-            let run = self.run.state().run.clone();
-            if tracker.plain_end(&self.run.folder, run.clone())?.is_some() {
-                // Its last lines may have come between the look at its logs and that at its metadata.
-                tracker.catch_up(&self.run.folder, &mut news)?;
-                news.end = tracker.plain_end(&self.run.folder, run)?;
-            }
-        }
-        self.publish(&tracker, news);
+        let run = self.run.state().run.clone();
+        tracker.catch_up(&self.run.folder, &run, &mut news)?;
+        self.publish(&tracker, lengths, news);
         Ok(self.run.is_over())
     }
 
-    fn publish(&self, tracker: &Tracker, news: News) {
+    fn publish(&self, tracker: &Tracker, lengths: [u64; 2], news: News) {
         let visible = Stream::BOTH.map(|stream| {
-            let length = fs::metadata(self.run.folder.log(stream)).map_or(0, |file| file.len());
-            length.max(tracker.progress.of(stream).bytes)
+            let (before, marked) = (lengths[stream.index()], tracker.progress.of(stream).bytes);
+            let now = fs::metadata(self.run.folder.log(stream)).map_or(0, |file| file.len());
+            // Of holes in what came since, the journal tells as far as its marks go.
+            if now < before { now } else { before.max(marked.min(now)) }
         });
         let unchanged = {
             let state = self.run.state();
@@ -96,14 +96,19 @@ impl ForeignRun {
                 state.waiting.push(found);
                 state.waiting.dirty = true;
             }
-            if let Some(mut run) = news.end {
-                tracker.fill_in(&mut run);
+            if let Some(run) = news.end {
                 state.visible = [run.stdout.bytes, run.stderr.bytes];
                 state.run = *run;
                 state.disk_bytes = disk_bytes;
                 state.waiting.dirty = true;
             }
         });
+    }
+
+    /// The run as its `metadata.json` says that it ended, if it says so.
+    fn written_end(&self) -> Result<Option<JobMetadata>, LogError> {
+        let started_at = self.run.state().run.started_at;
+        written_end(&self.run.folder, &self.run.id, started_at)
     }
 
     /// Whether the writer of a journaled run is gone without having ended it.
@@ -119,41 +124,37 @@ impl ForeignRun {
         Ok(!self.catch_up()?)
     }
 
-    /// Takes the end of a run whose journal ends too early from the `metadata.json` that its writer left; gives
-    /// whether there is one. What the journal does not tell of is counted in the logs.
-    pub(crate) fn end_by_metadata(&self) -> Result<bool, LogError> {
-        let Some(end) = written_end(&self.run)? else { return Ok(false) };
-        let mut tracker = self.tracker();
-        if self.run.is_over() {
-            return Ok(true);
-        }
-        tracing::error!(run = %self.run.id, "the journal ends before the run does; its metadata.json is believed");
+    /// Ends a run whose writer is gone without touching its folder: as its `metadata.json` says if there is one,
+    /// which means that its journal was damaged later, or else as lost.
+    pub(crate) fn report_end(&self) -> Result<(), LogError> {
+        // What the journal does not tell of is counted in the logs; the tracker itself stays where the journal ends.
+        let mut behind = {
+            let tracker = self.tracker();
+            let (progress, checkpointer) = (tracker.progress, tracker.checkpointer);
+            Tracker { source: Source::Logs, progress, checkpointer }
+        };
         let mut news = News { indexed: self.run.number.is_some(), ..News::default() };
-        tracker.count_lines(&self.run.folder, &mut news, UnixMicros::default())?;
-        news.end = Some(end);
-        self.publish(&tracker, news);
-        Ok(true)
-    }
-
-    /// Says that the run is lost without touching its folder: all that a process may do that does not keep the
-    /// store.
-    pub(crate) fn report_lost(&self) {
+        behind.count_lines(&self.run.folder, &mut news)?;
         let mut run = self.run.metadata();
-        for (totals, stream) in [&mut run.stdout, &mut run.stderr].into_iter().zip(Stream::BOTH) {
-            let visible = self.run.state().visible[stream.index()];
-            let known = self.tracker().progress.of(stream).bytes;
-            let unmarked = count_from(&self.run.folder, stream, known).unwrap_or_default();
-            totals.bytes = visible;
-            totals.lines = self.tracker().progress.of(stream).lines + unmarked.lines;
-            totals.lines +=
-                u64::from(unmarked.unterminated || (unmarked.bytes == 0 && self.unterminated(stream)));
+        match self.written_end()? {
+            Some(written) => {
+                run = written;
+                behind.fill_in(&mut run);
+            }
+            None => {
+                run.state = RunState::Lost { ended: self.last_sign() };
+                [run.stdout, run.stderr] = behind.totals();
+            }
         }
-        run.state = RunState::Lost { ended: self.last_sign() };
-        self.run.change(|state| state.run = run);
-    }
-
-    fn unterminated(&self, stream: Stream) -> bool {
-        self.tracker().progress.of(stream).unterminated() > 0
+        let disk_bytes = disk_bytes(&self.run.folder);
+        self.run.change(|state| {
+            state.visible = [run.stdout.bytes, run.stderr.bytes];
+            state.run = run;
+            state.disk_bytes = disk_bytes;
+            news.found.into_iter().for_each(|found| state.waiting.push(found));
+            state.waiting.dirty = true;
+        });
+        Ok(())
     }
 
     /// When the last sign of the run was written.
@@ -161,10 +162,15 @@ impl ForeignRun {
         UnixMicros::from(last_touched(&self.run.folder)).max(self.tracker().progress.time)
     }
 
+    /// Whether `metadata.json` says how the run ended, although its journal does not.
+    pub(crate) fn has_written_end(&self) -> Result<bool, LogError> {
+        Ok(self.written_end()?.is_some())
+    }
+
     /// Ends a run whose writer is gone: what it left in the logs is noted in the journal, then that it is lost.
     /// Gives false if somebody else has the run after all.
-    pub(crate) fn recover(&self) -> Result<bool, LogError> {
-        let journal = AppendFile::open(self.run.folder.journal())?;
+    pub(crate) fn recover(&self, options: &FileStoreOptions) -> Result<bool, LogError> {
+        let mut journal = AppendFile::open(self.run.folder.journal())?;
         if !journal.try_lock()? {
             return Ok(false);
         }
@@ -172,58 +178,88 @@ impl ForeignRun {
             return Ok(true);
         }
         let ended_at = self.last_sign();
-        let own = self.take_over(journal, ended_at)?;
-        own.finish(RunEnd { ended_at, ..RunEnd::now(Outcome::Lost) })?;
-        self.run.folder.remove_unfinished_metadata();
-        Ok(true)
-    }
-
-    /// Goes on behind the last sound record of the journal, which is locked, with what it does not tell of.
-    fn take_over(&self, mut journal: AppendFile, time: UnixMicros) -> Result<OwnRun, LogError> {
         let (progress, checkpointer) = {
             let tracker = self.tracker();
             (tracker.progress, tracker.checkpointer)
         };
+        // Before anything is changed: the files' own times tell whether the machine stopped.
+        let lost = self.lost_to_a_power_cut(&progress)?;
         if journal.len() > progress.journal {
             tracing::warn!(run = %self.run.id, bytes = journal.len() - progress.journal, "cutting off a torn journal record");
             journal.cut(progress.journal)?;
         }
-        let own = OwnRun::take_over(Arc::clone(&self.run), journal, checkpointer)?;
+        let own = OwnRun::take_over(Arc::clone(&self.run), journal, checkpointer, options)?;
         for stream in Stream::BOTH {
-            adopt_unmarked(&own, stream, progress.of(stream).bytes, time)?;
+            own.note_loss(stream, lost[stream.index()]);
         }
-        Ok(own)
+        adopt_unmarked(&own, &progress, ended_at)?;
+        let mut end = RunEnd { ended_at, ..RunEnd::now(Outcome::Lost) };
+        if lost.iter().any(Option::is_some) {
+            end.note = Some("the machine stopped before all output was on its disk".to_owned());
+        }
+        own.finish(end)?;
+        self.run.folder.remove_unfinished_metadata();
+        Ok(true)
     }
 
     /// Lets a journal that ends too early tell of everything up to this end. Gives false if somebody else has the
     /// run.
-    pub(crate) fn complete_journal(&self, end: &JobMetadata) -> Result<bool, LogError> {
-        let journal = AppendFile::open(self.run.folder.journal())?;
+    pub(crate) fn complete_journal(
+        &self,
+        end: &JobMetadata,
+        options: &FileStoreOptions,
+    ) -> Result<bool, LogError> {
+        let mut journal = AppendFile::open(self.run.folder.journal())?;
         if !journal.try_lock()? || self.catch_up()? {
             return Ok(false);
         }
-        let time = end.state.ended().unwrap_or_else(|| self.last_sign());
-        self.take_over(journal, time)?.end_as(end)?;
+        let (progress, checkpointer) = {
+            let tracker = self.tracker();
+            (tracker.progress, tracker.checkpointer)
+        };
+        journal.cut(progress.journal)?;
+        let own = OwnRun::take_over(Arc::clone(&self.run), journal, checkpointer, options)?;
+        adopt_unmarked(&own, &progress, end.state.ended().unwrap_or(progress.time))?;
+        own.end_as(end)?;
         Ok(true)
+    }
+
+    /// Cuts off what is not what it was any more, if the machine stopped while the run went on.
+    fn lost_to_a_power_cut(&self, progress: &Progress) -> Result<[Option<Loss>; 2], LogError> {
+        let mut lost = [None; 2];
+        if !power::machine_was_started_since(last_touched(&self.run.folder)) {
+            return Ok(lost);
+        }
+        for stream in Stream::BOTH {
+            let Some(sound) = power::check(&self.run.folder, stream, progress)? else { continue };
+            let marked = progress.of(stream);
+            let mut log = AppendFile::open(self.run.folder.log(stream))?;
+            tracing::error!(run = %self.run.id, %stream, bytes = log.len(), sound = sound.bytes, "the machine stopped before all of a log was on its disk");
+            log.cut(sound.bytes.min(log.len()))?;
+            lost[stream.index()] = Some(Loss {
+                lines: marked.totals().lines.saturating_sub(sound.lines),
+                marked: marked.bytes.saturating_sub(sound.bytes),
+                unmarked: sound.unmarked,
+            });
+        }
+        Ok(lost)
     }
 
     /// Whether the run's journal has ended but nothing was said of it in `metadata.json` yet.
     pub(crate) fn lacks_metadata(&self) -> bool {
-        let over = {
-            let state = self.run.state();
-            state.has_journal && state.run.state.is_over()
-        };
-        over && !self.run.folder.metadata().exists()
+        // A folder without a journal is by another tool.
+        self.run.is_over() && !self.run.folder.metadata().exists() && self.run.folder.journal().exists()
     }
 
     /// Writes the `metadata.json` that a writer did not get to after it ended its journal.
-    pub(crate) fn complete_metadata(&self) -> Result<(), LogError> {
-        if self.lacks_metadata()
-            && let Source::Journal(journal) = &self.tracker().source
-            && !journal.file().is_locked()?
-            && self.lacks_metadata()
-        {
-            self.run.folder.write_metadata(&self.run.metadata())?;
+    pub(crate) fn complete_metadata(&self, options: &FileStoreOptions) -> Result<(), LogError> {
+        if !self.lacks_metadata() {
+            return Ok(());
+        }
+        // Whoever has the lock is the one to write it.
+        let journal = AppendFile::open(self.run.folder.journal())?;
+        if journal.try_lock()? && self.lacks_metadata() {
+            self.run.folder.write_metadata(&self.run.metadata(), options.durability.syncs_ends())?;
             self.run.folder.remove_unfinished_metadata();
             self.run.state().waiting.dirty = true;
         }
@@ -231,47 +267,17 @@ impl ForeignRun {
     }
 }
 
-/// The end of a run by the `metadata.json` that its own writer left.
-fn written_end(run: &LiveRun) -> Result<Option<Box<JobMetadata>>, LogError> {
-    let started_at = run.state().run.started_at;
-    match run.folder.read_metadata() {
-        Ok(written) => Ok(written
-            .filter(|end| end.id() == &run.id && end.started_at == started_at && end.state.is_over())
-            .map(Box::new)),
-        Err(LogError::Corrupt { .. }) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// Lines behind a place in a log file.
-#[derive(Default)]
-struct Counted {
-    lines: u64,
-    bytes: u64,
-    unterminated: bool,
-}
-
-fn count_from(folder: &RunFolder, stream: Stream, mut offset: u64) -> Result<Counted, LogError> {
-    let mut counted = Counted::default();
-    let Some(mut file) = ReadFile::open_if_there(&folder.log(stream))? else { return Ok(counted) };
-    while let Fetched::Bytes(bytes) = file.read(offset, SCAN_BYTES, Io::MayBlock)?
-        && let Some(last) = bytes.last()
-    {
-        counted.lines += count_lines(&bytes);
-        counted.bytes += bytes.len() as u64;
-        counted.unterminated = *last != b'\n';
-        offset += bytes.len() as u64;
-    }
-    Ok(counted)
-}
-
-fn adopt_unmarked(own: &OwnRun, stream: Stream, mut offset: u64, time: UnixMicros) -> Result<(), LogError> {
-    let Some(mut file) = ReadFile::open_if_there(&own.run.folder.log(stream))? else { return Ok(()) };
-    while let Fetched::Bytes(bytes) = file.read(offset, SCAN_BYTES, Io::MayBlock)?
-        && !bytes.is_empty()
-    {
-        own.adopt_bytes(stream, &bytes, time);
-        offset += bytes.len() as u64;
+/// Notes what is in the logs behind what the journal tells of.
+fn adopt_unmarked(own: &OwnRun, progress: &Progress, time: UnixMicros) -> Result<(), LogError> {
+    for stream in Stream::BOTH {
+        let mut offset = progress.of(stream).bytes;
+        let Some(mut file) = ReadFile::open_if_there(&own.run.folder.log(stream))? else { continue };
+        while let Fetched::Bytes(bytes) = file.read(offset, SCAN_BYTES, Io::MayBlock)?
+            && !bytes.is_empty()
+        {
+            own.adopt_bytes(stream, &bytes, time);
+            offset += bytes.len() as u64;
+        }
     }
     Ok(())
 }

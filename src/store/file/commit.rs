@@ -4,23 +4,24 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use crate::error::LogError;
-use crate::index::{Changes, Index};
+use crate::index::{Changes, Committed, Index};
 use crate::store::file::reconcile::mend;
 use crate::store::file::shared::{Shared, Tracked};
 use crate::store::file::writer::disk_bytes;
 
-pub(crate) fn commit_waiting(shared: &Weak<Shared>) {
-    let Some(shared) = shared.upgrade() else { return };
+pub(crate) fn commit_waiting(shared: &Weak<Shared>) -> Committed {
+    let Some(shared) = shared.upgrade() else { return Committed::Done };
     shared.nudged.store(false, Ordering::Relaxed);
-    if let Some(index) = &shared.index {
-        commit_all(&shared, index);
+    match &shared.index {
+        Some(index) => commit_all(&shared, index),
+        None => Committed::Done,
     }
 }
 
 /// Writes what waits to the index, and lets go of runs that are over and written.
-pub(crate) fn commit_all(shared: &Shared, index: &Index) {
+pub(crate) fn commit_all(shared: &Shared, index: &Index) -> Committed {
     mend(shared, index);
-    let mut changes = Changes { forgotten: std::mem::take(&mut *shared.forgotten()), ..Changes::default() };
+    let mut changes = Changes::default();
     let mut written = Vec::new();
     for tracked in shared.all_tracked() {
         if let Tracked::Own(own) = &tracked {
@@ -28,14 +29,29 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) {
         }
         let run = tracked.run();
         let Some(number) = run.number else { continue };
+        let was_over = run.is_over();
+        if !tracked.is_settled() {
+            // For the index it goes on until its `metadata.json` is written: whoever opens the store next is to
+            // look at it again.
+            continue;
+        }
         // What a run takes up on disk is known when its writer has written all of it.
-        let settled = run.is_over() && tracked.is_settled();
         let disk_bytes = match &tracked {
-            Tracked::Foreign(_) if settled => Some(disk_bytes(&run.folder)),
+            Tracked::Foreign(_) if was_over => Some(disk_bytes(&run.folder)),
             _ => None,
         };
         let mut state = run.state();
-        if !state.waiting.dirty && !settled {
+        if !state.waiting.dirty {
+            let is_over = state.run.state.is_over();
+            drop(state);
+            if is_over && tracked.is_settled() {
+                // It was written before, but its `metadata.json` was not there yet.
+                shared.runs().remove(run);
+            }
+            continue;
+        }
+        if state.run.state.is_over() && !was_over {
+            // It has just ended, and is looked at once more.
             continue;
         }
         state.waiting.dirty = false;
@@ -43,30 +59,32 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) {
         changes.runs.push((number, state.record()));
         changes.lines.extend(state.waiting.lines.iter().map(|&at| (number, at)));
         changes.progress.extend(state.waiting.places.iter().map(|&at| (number, at)));
-        written.push((Arc::clone(run), state.waiting.lines.len(), state.waiting.places.len(), settled));
+        written.push((Arc::clone(run), state.waiting.lines.len(), state.waiting.places.len()));
     }
+    changes.forgotten = std::mem::take(&mut shared.runs().forgotten);
     if changes.is_empty() {
-        return;
+        return Committed::Done;
     }
     match index.commit(&changes) {
         Ok(()) => {
             let mut runs = shared.runs();
-            for (run, lines, places, settled) in written {
+            for (run, lines, places) in written {
                 let mut state = run.state();
                 state.waiting.committed(lines, places);
-                if settled && state.run.state.is_over() && !state.waiting.dirty {
-                    runs.by_id.remove(&run.id);
+                if state.run.state.is_over() && !state.waiting.dirty {
+                    runs.remove(&run);
                 }
             }
+            Committed::Done
         }
-        Err(LogError::Closed) => {}
+        Err(LogError::Closed) => Committed::Done,
         Err(error) => {
             tracing::error!(%error, "the index can't be written; what waits for it is kept");
+            shared.runs().forgotten.append(&mut changes.forgotten);
             for (run, ..) in written {
                 run.state().waiting.dirty = true;
             }
-            shared.forgotten().extend(changes.forgotten);
-            mend(shared, index);
+            Committed::Failed
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::index::progress::{Checkpoints, Progress};
 use crate::layout::RunFolder;
 use crate::line::UnixMicros;
 use crate::run::{JobMetadata, JobRunId, RunState};
-use crate::store::file::tracker::{News, Source, Tracker};
+use crate::store::file::tracker::{News, Source, Tracker, written_end};
 use crate::store::file::writer::disk_bytes;
 
 /// How many places are gathered before they are given away: memory does not grow with the log.
@@ -50,8 +50,9 @@ pub(crate) fn derive(
 ) -> Result<Derived, LogError> {
     let (mut tracker, start, _) = Tracker::open(folder, id, None)?;
     let mut news = News { indexed: true, at_most: AT_ONCE, ..News::default() };
-    follow(&mut tracker, folder, &mut news, &mut give)?;
-    let (mut run, standing) = match news.end.take() {
+    let start = JobMetadata { state: RunState::Running, ..start };
+    follow(&mut tracker, folder, &start, &mut news, &mut give)?;
+    let (run, standing) = match news.end.take() {
         Some(end) => (*end, Standing::Over),
         None => stand(&mut tracker, folder, &mut news, start, &mut give)?,
     };
@@ -60,9 +61,6 @@ pub(crate) fn derive(
         Source::Logs => 0,
     };
     let over = run.state.is_over();
-    if over {
-        tracker.fill_in(&mut run);
-    }
     let record = RunRecord {
         run,
         gaps: news.gaps,
@@ -81,49 +79,39 @@ fn stand(
     start: JobMetadata,
     give: &mut impl FnMut(Checkpoints) -> Result<(), LogError>,
 ) -> Result<(JobMetadata, Standing), LogError> {
-    let going_on = JobMetadata { state: RunState::Running, ..start };
-    if let Some(end) = tracker.plain_end(folder, going_on.clone())? {
-        return Ok((*end, Standing::Over));
-    }
     let so_far = |tracker: &Tracker| {
-        let [stdout, stderr] = tracker.progress.streams.map(|stream| stream.totals());
-        JobMetadata { stdout, stderr, ..going_on.clone() }
+        let [stdout, stderr] = tracker.totals();
+        JobMetadata { stdout, stderr, ..start.clone() }
     };
     let Source::Journal(journal) = &tracker.source else { return Ok((so_far(tracker), Standing::Live)) };
     if journal.file().is_locked()? {
         return Ok((so_far(tracker), Standing::Live));
     }
     // The writer may have written the end just before it went.
-    follow(tracker, folder, news, give)?;
+    follow(tracker, folder, &start, news, give)?;
     if let Some(end) = news.end.take() {
         return Ok((*end, Standing::Over));
     }
-    match folder.read_metadata() {
-        Ok(Some(written)) if written.state.is_over() && is_of(&written, &going_on) => {
-            while tracker.count_lines(folder, news, UnixMicros::default())? {
-                news.found.drain(..).try_for_each(&mut *give)?;
-            }
-            news.found.drain(..).try_for_each(give)?;
-            Ok((written, Standing::OverByMetadata))
-        }
-        Ok(_) | Err(LogError::Corrupt { .. }) => Ok((so_far(tracker), Standing::Abandoned)),
-        Err(error) => Err(error),
+    let Some(mut written) = written_end(folder, start.id(), start.started_at)? else {
+        return Ok((so_far(tracker), Standing::Abandoned));
+    };
+    while tracker.count_lines(folder, news)? {
+        news.found.drain(..).try_for_each(&mut *give)?;
     }
-}
-
-/// Whether a document was written by the run's own writer.
-pub(crate) fn is_of(written: &JobMetadata, run: &JobMetadata) -> bool {
-    written.id() == run.id() && written.started_at == run.started_at
+    news.found.drain(..).try_for_each(give)?;
+    tracker.fill_in(&mut written);
+    Ok((written, Standing::OverByMetadata))
 }
 
 fn follow(
     tracker: &mut Tracker,
     folder: &RunFolder,
+    run: &JobMetadata,
     news: &mut News,
     give: &mut impl FnMut(Checkpoints) -> Result<(), LogError>,
 ) -> Result<(), LogError> {
     loop {
-        let more = tracker.catch_up(folder, news)?;
+        let more = tracker.catch_up(folder, run, news)?;
         news.found.drain(..).try_for_each(&mut *give)?;
         if !more {
             return Ok(());

@@ -93,11 +93,18 @@ impl LineReader {
     }
 
     /// Goes to another place.
-    pub(crate) const fn jump(&mut self, line: u64, offset: u64) {
+    pub(crate) fn jump(&mut self, line: u64, offset: u64) {
         self.line = line;
         self.offset = offset;
-        self.scanned = offset;
         self.skip = 0;
+        self.look_again();
+    }
+
+    /// Forgets what was read of the line that comes next: where there is a hole, it was cut off, and another line
+    /// is in its place.
+    fn look_again(&mut self) {
+        self.scanned = self.offset;
+        self.chunk = Bytes::new();
     }
 
     /// The next lines within reach.
@@ -106,7 +113,10 @@ impl LineReader {
             if reach.lines == 0 && self.skip == 0 {
                 return Ok(Taken::Nothing);
             }
-            let ahead = reach.gaps.iter().find(|at| at.gap.after.0 >= self.line && at.offset >= self.offset);
+            // Both only rise from hole to hole.
+            let passed =
+                reach.gaps.partition_point(|at| at.gap.after.0 < self.line || at.offset < self.offset);
+            let ahead = reach.gaps.get(passed);
             if let Some(at) = ahead.filter(|at| at.offset == self.offset && at.gap.after.0 == self.line) {
                 if let Some(gap) = self.cross(at.gap) {
                     return Ok(Taken::Gap(gap));
@@ -132,8 +142,10 @@ impl LineReader {
         }
     }
 
-    /// Goes behind a hole; nothing to tell if all of it is skipped.
-    const fn cross(&mut self, gap: Gap) -> Option<Gap> {
+    /// Goes behind a hole; nothing to tell if all of it is skipped. What was read from there on is forgotten: it can
+    /// be the beginning of a line that was cut off when the hole began.
+    fn cross(&mut self, gap: Gap) -> Option<Gap> {
+        self.look_again();
         self.line += gap.lines;
         if self.skip >= gap.lines && gap.lines > 0 {
             self.skip -= gap.lines;
@@ -333,6 +345,25 @@ mod tests {
             numbers.retain(|&n| n > 2);
             assert_eq!((seen, numbers), (gap_seen, rest), "skip {skip}");
         }
+    }
+
+    #[test]
+    fn a_beginning_that_was_cut_off_by_a_hole_is_not_taken_for_what_stands_behind_it() {
+        let (folder, mut reader) = reader(b"a\nbcd", 64);
+        let reach = |end, gaps| Reach { lines: u64::MAX, end, ended: false, gaps };
+        assert_eq!(all(&mut reader, reach(5, &[])), [(1, b"a".to_vec())]);
+        let gap = Gap {
+            stream: Stream::Stdout,
+            after: LineNumber(1),
+            lines: 1,
+            bytes: 4,
+            reason: GapReason::DiskFull,
+        };
+        std::fs::write(folder.path().join("stdout.log"), b"a\nx\ny\nz\n").unwrap();
+        let gaps = [GapAt { gap, offset: 2 }];
+        assert!(matches!(reader.next(reach(8, &gaps), Io::MayBlock), Ok(Taken::Gap(_))));
+        let behind = [(3, b"x".to_vec()), (4, b"y".to_vec()), (5, b"z".to_vec())];
+        assert_eq!(all(&mut reader, reach(8, &gaps)), behind);
     }
 
     #[test]

@@ -55,14 +55,20 @@ pub(crate) fn list_indexed(shared: &Shared, index: &Index, query: &RunQuery) -> 
             found.push((number, run));
             of_index += 1;
         }
+        // Of those that are not the newest none is kept.
+        if found.len() / 2 > wanted.saturating_add(in_memory.len()) {
+            found.sort_unstable_by_key(|&(number, _)| std::cmp::Reverse(number));
+            found.truncate(wanted);
+        }
         of_index < wanted
     };
     if query.state == Some(StateKind::Running) {
         // Every run that goes on is in memory.
     } else if let Some(prefix) = &query.id_prefix {
-        for (number, record) in index.with_prefix(prefix, usize::MAX)? {
+        // They come by their ids, so every one has to be looked at.
+        index.with_prefix(prefix, |number, record| {
             take(number, record.run);
-        }
+        })?;
     } else if let Some(partition) = &query.partition {
         index.newest_of_partition(partition, below, |number, record| take(number, record.run))?;
     } else {
@@ -127,8 +133,11 @@ pub(crate) fn created(shared: &Shared, id: &JobRunId) -> Option<u64> {
 
 /// What is known of a run: from its `metadata.json`, or from its journal while it goes on.
 fn describe(shared: &Arc<Shared>, id: &JobRunId) -> Result<JobMetadata, LogError> {
+    // A document by another tool need not say how much there is: then the lines are counted.
+    let folder = shared.layout.run(id);
     if shared.tracked(id).is_none()
-        && let Ok(Some(run)) = shared.layout.run(id).read_metadata()
+        && folder.journal().exists()
+        && let Ok(Some(run)) = folder.read_metadata()
         && run.id() == id
         && run.state.is_over()
     {

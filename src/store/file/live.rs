@@ -188,16 +188,20 @@ impl State {
 
     /// The lines of a view at this moment; an unterminated last one counts once the run is over.
     pub(crate) fn lines(&self, view: View) -> u64 {
-        let of = |stream: Stream| {
-            if self.run.state.is_over() {
-                self.run.totals(stream).lines
-            } else {
-                self.progress.of(stream).lines
-            }
-        };
         match view {
-            View::One(stream) => of(stream),
-            View::All => of(Stream::Stdout) + of(Stream::Stderr),
+            View::One(stream) => self.end_of(stream).0,
+            View::All => Stream::BOTH.map(|stream| self.end_of(stream).0).iter().sum(),
+        }
+    }
+
+    /// The lines of a stream at this moment, and the bytes up to the end of the last of them.
+    pub(crate) fn end_of(&self, stream: Stream) -> (u64, u64) {
+        if self.run.state.is_over() {
+            let totals = self.run.totals(stream);
+            (totals.lines, totals.bytes)
+        } else {
+            let at = self.progress.of(stream);
+            (at.lines, at.line_start)
         }
     }
 

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use crate::error::LogError;
 use crate::index::progress::Progress;
 use crate::journal::{Arrival, Parsed, Record, parse};
+use crate::line::Stream;
 use crate::logfile::{Fetched, Io, ReadFile};
 
 /// The first guess at how much of a journal to read at once.
@@ -135,6 +136,12 @@ impl Arrivals {
             before = after;
         }
         Ok(Walk::Nothing)
+    }
+
+    /// Where the journal was read up to: lines of a stream, and the bytes up to the end of the last of them.
+    pub(crate) const fn place(&self, stream: Stream) -> (u64, u64) {
+        let at = self.at.of(stream);
+        (at.lines, at.line_start)
     }
 
     /// Counts the next arrival as taken whole.

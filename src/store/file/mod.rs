@@ -6,16 +6,19 @@ mod check_run;
 mod commit;
 mod derive;
 mod dump;
+mod durability;
 mod lines;
 mod list;
 mod live;
 mod marks;
 mod places;
+mod power;
 mod rebuild;
 mod reconcile;
 mod repair;
 mod shared;
 mod source;
+mod space;
 mod tracker;
 mod watch;
 mod writer;
@@ -35,6 +38,7 @@ use crate::line::{ByteOffset, LineNumber, Stream, View};
 use crate::logfile::{Fetched, Io, ReadFile};
 use crate::run::{JobMetadata, JobRunId, RunSpec};
 use crate::store::file::commit::commit_waiting;
+use crate::store::file::durability::Syncer;
 use crate::store::file::lines::{LineReader, Reach, Taken};
 use crate::store::file::list::{list_folders, list_when_known};
 use crate::store::file::places::Places;
@@ -44,23 +48,36 @@ use crate::store::{LogStore, Outcome, ReadOptions, ReadStream, RunEnd, RunPage, 
 
 pub use check::{CheckOptions, CheckReport, Finding, FindingKind, Repair, check_index, compact_index};
 pub use dump::dump_index;
+pub use durability::Durability;
 pub use rebuild::{RebuildProgress, RebuildReport, UnreadableRun, rebuild_index};
 
 /// How much is read at once to find a place.
 const READ_BYTES: usize = 64 * 1024;
-/// How a [`FileLogStore`] looks after runs that other processes write.
+
+/// How a [`FileLogStore`] treats the disk, and how it looks after runs that other processes write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileStoreOptions {
-    /// How often to ask whether the writer of a run still lives.
+    /// How often to ask whether the writer of a run still lives; 1 s. So long it can take to call a run lost.
     pub liveness_interval: Duration,
-    /// How often to look for runs that were never announced, in case the system lost an event.
+    /// How often to look for runs that were never announced, in case the system lost an event; 30 s.
     pub rescan_interval: Duration,
+    /// Bytes of the disk that logs leave free, so that a job which prints without end does not take the machine with
+    /// it: with less than this free, output is dropped and counted as on a full disk. 0: no such floor. It is never
+    /// more than half of the file system's size.
+    pub min_free_bytes: u64,
+    /// What a power cut may take.
+    pub durability: Durability,
 }
 
 impl Default for FileStoreOptions {
-    /// Every second, and every half minute.
+    /// Every second, and every half minute; 512 MiB stay free; runs that have ended survive a power cut.
     fn default() -> Self {
-        Self { liveness_interval: Duration::from_secs(1), rescan_interval: Duration::from_secs(30) }
+        Self {
+            liveness_interval: Duration::from_secs(1),
+            rescan_interval: Duration::from_secs(30),
+            min_free_bytes: 512 * 1024 * 1024,
+            durability: Durability::OnFinish,
+        }
     }
 }
 
@@ -103,16 +120,18 @@ impl FileLogStore {
         let committer = Committer::spawn(move || commit_waiting(&weak))
             .map_err(LogError::io("starting a thread for", shared.layout.index()))?;
         let _ = shared.committer.set(committer);
+        store.start_syncer()?;
+        shared.forget_places_behind_resumes(&live)?;
         for (number, record) in live {
             match shared.adopt(record.run.id(), Some(number)) {
                 Ok(_) => {}
-                Err(LogError::NotFound { .. }) => shared.forget(number),
+                Err(LogError::NotFound { .. }) => shared.forget_rows(number),
                 Err(error) => {
                     tracing::error!(%error, run = %record.run.id(), "a run can't be taken up again")
                 }
             }
         }
-        shared.watch()?.discover_all();
+        shared.watch()?.begin();
         Ok(store)
     }
 
@@ -121,10 +140,21 @@ impl FileLogStore {
     ///
     /// # Errors
     ///
-    /// None at present: what is wrong with the folder shows when it is used.
+    /// [`LogError::Io`] if a thread that is needed can't be started. What is wrong with the folder shows when it is
+    /// used.
     pub fn open_folder(folder: impl AsRef<Path>, options: FileStoreOptions) -> Result<Self, LogError> {
         let layout = Layout::new(folder.as_ref());
-        Ok(Self { shared: Arc::new(Shared::new(layout, options, None, 0)) })
+        let store = Self { shared: Arc::new(Shared::new(layout, options, None, 0)) };
+        store.start_syncer()?;
+        Ok(store)
+    }
+
+    fn start_syncer(&self) -> Result<(), LogError> {
+        let Durability::Periodic(every) = self.shared.options.durability else { return Ok(()) };
+        let syncer = Syncer::start(Arc::downgrade(&self.shared), every)
+            .map_err(LogError::io("starting a thread for", self.shared.layout.root()))?;
+        let _ = self.shared.syncer.set(syncer);
+        Ok(())
     }
 }
 

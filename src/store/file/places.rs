@@ -32,7 +32,8 @@ impl Places<'_> {
             (Some(index), Some(number)) => self.trusted(index.line_floor(number, stream, line)),
             _ => {
                 let start = Progress::start(self.run.state().run.started_at, 0);
-                let at = *self.walk_journal(start, |progress| progress.of(stream).lines <= line)?.of(stream);
+                let (last, _) = self.walk_journal(start, |progress| progress.of(stream).lines <= line)?;
+                let at = last.of(stream);
                 Some((at.lines, at.line_start))
             }
         };
@@ -65,18 +66,19 @@ impl Places<'_> {
 
     /// How many lines of a view arrived before `time`.
     pub(crate) fn lines_before(&self, view: View, time: UnixMicros) -> Result<u64, LogError> {
-        let (over, has_journal) = {
+        let (ended, has_journal, all) = {
             let state = self.run.state();
-            (state.run.state.ended(), state.has_journal)
+            (state.run.state.ended(), state.has_journal, state.lines(view))
         };
+        let ended_before = ended.is_some_and(|ended| ended < time);
         if !has_journal {
             // Nothing is known of times but when the run ended.
-            let all = over.is_some_and(|ended| ended < time);
-            return Ok(if all { self.run.state().lines(view) } else { 0 });
+            return Ok(if ended_before { all } else { 0 });
         }
         let place = self.progress_while(|progress| progress.time < time);
-        let last = self.walk_journal(place, |progress| progress.time < time)?;
-        Ok(lines_of(&last, view))
+        let (last, is_end) = self.walk_journal(place, |progress| progress.time < time)?;
+        // What stands behind the last mark ended with the run.
+        Ok(if is_end && ended_before { all } else { lines_of(&last, view) })
     }
 
     /// An index that fails costs speed and nothing else.
@@ -101,24 +103,25 @@ impl Places<'_> {
         sound
     }
 
-    /// Goes on from `place` for as long as `is_before` holds behind the next arrival.
+    /// Goes on from `place` for as long as `is_before` holds behind the next arrival; tells whether it holds to the
+    /// end.
     fn walk_journal(
         &self,
         place: Progress,
         is_before: impl Fn(&Progress) -> bool,
-    ) -> Result<Progress, LogError> {
-        let Some(file) = ReadFile::open_if_there(&self.run.folder.journal())? else { return Ok(place) };
+    ) -> Result<(Progress, bool), LogError> {
+        let file = ReadFile::open_when_there(&self.run.folder.journal())?;
         let moment = Moment::of(&self.run.state());
         let mut arrivals = Arrivals::new(JournalReader::new(file), place);
         let mut last = place;
         while let Walk::Next(next) = arrivals.next(moment.progress.journal, &moment.tail, Io::MayBlock)? {
             if !is_before(&next.after) {
-                break;
+                return Ok((last, false));
             }
             arrivals.take(&next);
             last = next.after;
         }
-        Ok(last)
+        Ok((last, true))
     }
 }
 
@@ -128,7 +131,10 @@ pub(crate) struct Moment {
     pub(crate) progress: Progress,
     pub(crate) tail: Vec<Arrival>,
     pub(crate) gaps: Arc<Vec<GapAt>>,
-    pub(crate) over: bool,
+    /// When the run ended; `None` while it goes on.
+    pub(crate) ended: Option<UnixMicros>,
+    /// Where each stream ends for now: lines, and the bytes up to the end of the last of them.
+    ends: [(u64, u64); 2],
 }
 
 impl Moment {
@@ -138,8 +144,18 @@ impl Moment {
             progress: state.progress,
             tail: state.tail.clone(),
             gaps: Arc::clone(&state.gaps),
-            over: state.run.state.is_over(),
+            ended: state.run.state.ended(),
+            ends: Stream::BOTH.map(|stream| state.end_of(stream)),
         }
+    }
+
+    pub(crate) const fn is_over(&self) -> bool {
+        self.ended.is_some()
+    }
+
+    /// Where a stream ends for now: lines, and the bytes up to the end of the last of them.
+    pub(crate) const fn end_of(&self, stream: Stream) -> (u64, u64) {
+        self.ends[stream.index()]
     }
 
     pub(crate) fn gaps_of(&self, stream: Stream) -> Vec<GapAt> {

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::LogError;
-use crate::index::progress::Resume;
 use crate::index::{Index, Known, RunNumber, Urgency};
 use crate::layout::RunFolder;
 use crate::logfile::ReadFile;
@@ -15,8 +14,8 @@ use crate::store::file::list::created;
 use crate::store::file::shared::Shared;
 use crate::store::file::tracker::{News, Tracker};
 
-/// How long a folder that is being prepared is left alone: preparing one takes a moment.
-const PREPARING: Duration = Duration::from_secs(10);
+/// How long a folder that is being prepared is left alone: its journal is locked long before it is this old.
+const PREPARING: Duration = Duration::from_secs(60);
 
 /// Takes up every run folder that the index does not know, oldest first, so that their numbers rise with their age,
 /// and lets go of what is gone.
@@ -55,7 +54,7 @@ fn reconcile(shared: &Arc<Shared>, index: &Index) -> Result<(), LogError> {
         // It may have been made after the listing.
         if shared.tracked(&id).is_none() && !shared.layout.run(&id).path().exists() {
             tracing::warn!(run = %id, "the run's folder is gone");
-            shared.forget(number);
+            shared.forget_rows(number);
         }
     }
     Ok(())
@@ -147,7 +146,7 @@ pub(crate) fn mend(shared: &Shared, index: &Index) {
                 state.waiting.places.extend(waiting.places);
                 state.waiting.dirty = true;
             }
-            shared.forgotten().clear();
+            shared.runs().forgotten.clear();
             shared.nudge(Urgency::Now);
             if let Some(watch) = shared.watching() {
                 watch.discover_all();
@@ -159,8 +158,8 @@ pub(crate) fn mend(shared: &Shared, index: &Index) {
 
 /// What an index that is lost had of a run that is in memory.
 fn derive_again(folder: &RunFolder, id: &JobRunId, news: &mut News) -> Result<(), LogError> {
-    let (mut tracker, ..) = Tracker::open(folder, id, None::<Resume>)?;
-    tracker.catch_up(folder, news)?;
+    let (mut tracker, run, _) = Tracker::open(folder, id, None)?;
+    tracker.catch_up(folder, &run, news)?;
     Ok(())
 }
 

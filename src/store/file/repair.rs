@@ -5,6 +5,7 @@ use crate::index::{Changes, Index, Known};
 use crate::layout::Layout;
 use crate::logfile::AppendFile;
 use crate::run::JobRunId;
+use crate::store::file::FileStoreOptions;
 use crate::store::file::adopt::ForeignRun;
 use crate::store::file::check::{Check, FindingKind, Repair, done};
 use crate::store::file::derive::{Standing, derive};
@@ -59,7 +60,7 @@ pub(crate) fn write_rows(layout: &Layout, index: &Index, id: &JobRunId) -> Resul
 /// Ends a run that nobody writes any more, as a service does when it opens the folder.
 fn end_as_lost(layout: &Layout, id: &JobRunId) -> Result<Repair, LogError> {
     let run = ForeignRun::open(layout, id, None, None)?;
-    let ended = run.run.is_over() || (run.writer_is_gone()? && run.recover()?);
+    let ended = run.run.is_over() || (run.writer_is_gone()? && run.recover(&FileStoreOptions::default())?);
     Ok(if ended { done("ended as lost") } else { impossible("somebody writes it after all") })
 }
 
@@ -88,7 +89,7 @@ fn complete_journal(layout: &Layout, id: &JobRunId) -> Result<Repair, LogError> 
         return Ok(impossible("the logs do not hold what metadata.json says"));
     }
     let run = ForeignRun::open(layout, id, None, None)?;
-    Ok(match run.complete_journal(end)? {
+    Ok(match run.complete_journal(end, &FileStoreOptions::default())? {
         true => done("cut off there; its end is written anew, without the times of the lines between"),
         false => impossible("somebody writes it after all"),
     })
@@ -107,7 +108,7 @@ fn write_metadata(layout: &Layout, id: &JobRunId) -> Result<Repair, LogError> {
             run.other.entry(key).or_insert(value);
         }
     }
-    folder.write_metadata(&run)?;
+    folder.write_metadata(&run, true)?;
     Ok(done("written as the journal says"))
 }
 

@@ -8,16 +8,19 @@ use futures_util::{FutureExt, StreamExt, stream};
 use tokio::sync::watch;
 
 use crate::error::LogError;
+use crate::index::codec::RunRecord;
 use crate::index::progress::Resume;
 use crate::index::{Committer, Index, Known, RunNumber, Urgency};
 use crate::layout::Layout;
-use crate::line::Stream;
-use crate::run::{JobMetadata, JobRunId, RunSpec};
+use crate::line::{Stream, UnixMicros};
+use crate::run::{JobMetadata, JobRunId, RunSpec, Tombstone};
 use crate::store::file::FileStoreOptions;
 use crate::store::file::adopt::ForeignRun;
 use crate::store::file::commit::commit_all;
+use crate::store::file::durability::Syncer;
 use crate::store::file::live::{LiveRun, finished};
 use crate::store::file::source::FileSource;
+use crate::store::file::tracker::ends_a_record;
 use crate::store::file::watch::Watch;
 use crate::store::file::writer::OwnRun;
 use crate::store::follow::drive;
@@ -31,9 +34,14 @@ pub(crate) struct Shared {
     pub(crate) options: FileStoreOptions,
     pub(crate) index: Option<Arc<Index>>,
     pub(crate) committer: OnceLock<Committer>,
+    /// Syncs runs that go on, if that is wanted.
+    pub(crate) syncer: OnceLock<Syncer>,
     /// Whether the committer knows that something waits.
     pub(crate) nudged: AtomicBool,
     runs: Mutex<Runs>,
+    /// Runs of other processes that a thread is just taking up; a second one waits for what comes of it.
+    adopting: Mutex<HashSet<JobRunId>>,
+    adopted: Condvar,
     /// Changes when a run appears.
     appeared: watch::Sender<u64>,
     watch: OnceLock<Watch>,
@@ -44,8 +52,6 @@ pub(crate) struct Shared {
     renewed: AtomicBool,
     /// How often it was.
     renewals: AtomicU64,
-    /// Runs whose rows are to be taken out of the index.
-    forgotten: Mutex<Vec<RunNumber>>,
     pub(crate) closed: Arc<AtomicBool>,
 }
 
@@ -55,7 +61,18 @@ pub(crate) struct Runs {
     pub(crate) by_id: HashMap<JobRunId, Tracked>,
     /// Runs whose folder this process is just making; nobody takes them for another process's.
     starting: HashSet<JobRunId>,
+    /// Runs whose folders are gone and that the index still has.
+    pub(crate) forgotten: Vec<RunNumber>,
     last_number: RunNumber,
+}
+
+impl Runs {
+    /// Lets go of this run, and not of another that has its id by now.
+    pub(crate) fn remove(&mut self, run: &Arc<LiveRun>) {
+        if self.by_id.get(&run.id).is_some_and(|tracked| Arc::ptr_eq(tracked.run(), run)) {
+            self.by_id.remove(&run.id);
+        }
+    }
 }
 
 /// A run in memory, by who writes it.
@@ -96,11 +113,13 @@ impl Shared {
             discovery: Condvar::new(),
             renewed: AtomicBool::new(false),
             renewals: AtomicU64::new(0),
-            forgotten: Mutex::default(),
             index,
             committer: OnceLock::new(),
+            syncer: OnceLock::new(),
             nudged: AtomicBool::new(false),
             runs: Mutex::new(Runs { last_number, ..Runs::default() }),
+            adopting: Mutex::default(),
+            adopted: Condvar::new(),
             appeared: watch::Sender::new(0),
             watch: OnceLock::new(),
             closed: Arc::default(),
@@ -177,14 +196,9 @@ impl Shared {
     }
 
     /// Takes the rows of a run whose folder is gone out of the index.
-    pub(crate) fn forget(&self, number: RunNumber) {
-        self.forgotten().push(number);
+    pub(crate) fn forget_rows(&self, number: RunNumber) {
+        self.runs().forgotten.push(number);
         self.nudge(Urgency::Soon);
-    }
-
-    /// Runs whose rows are to be taken out of the index.
-    pub(crate) fn forgotten(&self) -> MutexGuard<'_, Vec<RunNumber>> {
-        self.forgotten.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// This number, if it was given before, or else the next one.
@@ -218,21 +232,33 @@ impl Shared {
         if self.is_closed() {
             return Err(LogError::Closed);
         }
-        if let Some(index) = &self.index
-            && let Some(Known::Evicted(_)) = index.find(&spec.id)?
-        {
-            return Err(LogError::AlreadyExists { id: spec.id });
-        }
+        let known = match self.index.as_ref().map(|index| index.find(&spec.id)) {
+            Some(Ok(known)) => known,
+            Some(Err(error @ LogError::Closed)) => return Err(error),
+            // A run begins whatever becomes of the index.
+            Some(Err(error)) => {
+                tracing::warn!(%error, run = %spec.id, "starting the run without the index");
+                None
+            }
+            None => None,
+        };
         let id = spec.id.clone();
+        if let Some(Known::Evicted(_)) = known {
+            return Err(LogError::AlreadyExists { id });
+        }
         if !self.runs().starting.insert(id.clone()) {
             return Err(LogError::AlreadyExists { id });
         }
-        let created = OwnRun::create(&self.layout, spec, self.next_number()).map(Arc::new);
+        let created = OwnRun::create(&self.layout, spec, self.next_number(), &self.options).map(Arc::new);
         {
             let mut runs = self.runs();
             runs.starting.remove(&id);
             if let Ok(own) = &created {
                 runs.by_id.insert(id, Tracked::Own(Arc::clone(own)));
+                if let Some(Known::Run(number, _)) = known {
+                    // Somebody removed the folder of an earlier run with this id.
+                    runs.forgotten.push(number);
+                }
             }
         }
         let own = created?;
@@ -257,7 +283,7 @@ impl Shared {
         let result = own.finish(end);
         self.nudge(Urgency::Now);
         if self.index.is_none() {
-            self.runs().by_id.remove(&own.run.id);
+            self.runs().remove(&own.run);
         }
         result
     }
@@ -272,10 +298,11 @@ impl Shared {
             return Ok(Arc::clone(tracked.run()));
         }
         let folder = self.layout.run(id);
-        if !folder.path().is_dir() || self.runs().starting.contains(id) {
+        if !folder.is_there() || self.runs().starting.contains(id) {
             return Err(LogError::NotFound { id: id.clone() });
         }
-        // It may have been started by this process just before that look.
+        let _adopting = Adopting::begin(self, id);
+        // It may have been started by this process just before that look, or taken up by another thread.
         if let Some(tracked) = self.tracked(id) {
             return Ok(Arc::clone(tracked.run()));
         }
@@ -291,6 +318,14 @@ impl Shared {
             if let Some(other) = runs.by_id.get(id) {
                 return Ok(Arc::clone(other.run()));
             }
+            // Somebody else may have taken it up, and the index may have it already.
+            if number.is_none()
+                && let Some(index) = &self.index
+                && let Ok(Some(Known::Run(number, record))) = index.find(id)
+                && record.run.state.is_over()
+            {
+                return Ok(Arc::new(LiveRun::over(folder, Some(number), *record)));
+            }
             if self.index.is_some() || !foreign.run.is_over() {
                 runs.by_id.insert(id.clone(), Tracked::Foreign(Arc::clone(&foreign)));
             }
@@ -298,10 +333,29 @@ impl Shared {
         };
         if run.is_over() {
             watch.remove(&folder);
+        } else {
+            // What was written before it was known here woke nobody.
+            self.catch_up(&foreign);
         }
         self.announce();
         self.nudge(if run.is_over() { Urgency::Now } else { Urgency::Soon });
         Ok(run)
+    }
+
+    /// Takes what the index knows of runs that were live behind the places from which they are followed on.
+    pub(crate) fn forget_places_behind_resumes(
+        &self,
+        live: &[(RunNumber, RunRecord)],
+    ) -> Result<(), LogError> {
+        let Some(index) = self.index.as_ref().filter(|_| !live.is_empty()) else { return Ok(()) };
+        let places = live.iter().map(|(number, record)| {
+            let resume = self.resume(*number);
+            let place = resume.map(|resume| resume.progress);
+            let id = record.run.id();
+            let is_there = place.is_some_and(|at| ends_a_record(&self.layout.run(id), at.journal));
+            (*number, place.filter(|_| is_there))
+        });
+        index.forget_places_behind(&places.collect::<Vec<_>>())
     }
 
     /// From where a run that the index knows is followed on. Without such a place its journal is read from the
@@ -317,15 +371,15 @@ impl Shared {
     /// Ends a run whose writer is gone; what ended properly gets the `metadata.json` that it lacks.
     pub(crate) fn end_if_lost(&self, foreign: &ForeignRun) -> Result<(), LogError> {
         let keeps_store = self.index.is_some();
-        if !foreign.run.is_over() && foreign.writer_is_gone()? && !foreign.end_by_metadata()? {
-            if keeps_store {
-                foreign.recover()?;
+        if !foreign.run.is_over() && foreign.writer_is_gone()? {
+            if keeps_store && !foreign.has_written_end()? {
+                foreign.recover(&self.options)?;
             } else {
-                foreign.report_lost();
+                foreign.report_end()?;
             }
         }
         if keeps_store {
-            foreign.complete_metadata()?;
+            foreign.complete_metadata(&self.options)?;
         }
         Ok(())
     }
@@ -351,7 +405,32 @@ impl Shared {
             watch.remove_later(&foreign.run.folder);
         }
         if self.index.is_none() {
-            self.runs().by_id.remove(&foreign.run.id);
+            self.runs().remove(&foreign.run);
+        }
+        self.nudge(Urgency::Now);
+    }
+
+    /// Lets go of a run of another process whose folder is gone, and tells its readers.
+    pub(crate) fn forget(&self, foreign: &ForeignRun) {
+        let run = &foreign.run;
+        tracing::warn!(run = %run.id, "the folder of a run was removed");
+        run.change(|state| {
+            let metadata = state.metadata();
+            state.evicted = Some(Box::new(Tombstone {
+                id: run.id.clone(),
+                evicted_at: UnixMicros::now(),
+                reason: "its folder was removed".to_owned(),
+                lines: metadata.stdout.lines + metadata.stderr.lines,
+                bytes: metadata.stdout.bytes + metadata.stderr.bytes,
+            }));
+        });
+        {
+            let mut runs = self.runs();
+            runs.remove(run);
+            runs.forgotten.extend(run.number);
+        }
+        if let Some(watch) = self.watch.get() {
+            watch.remove_later(&run.folder);
         }
         self.nudge(Urgency::Now);
     }
@@ -395,7 +474,7 @@ impl Shared {
         id: JobRunId,
         options: ReadOptions,
     ) -> Result<ReadStream, LogError> {
-        self.watch()?;
+        self.watch()?.begin();
         let mut appeared = self.appeared.subscribe();
         let shared = Arc::clone(self);
         let waiting = async move {
@@ -413,8 +492,14 @@ impl Shared {
                     }
                     Ok(Err(error)) => return stream::iter([Err(error)]).boxed(),
                 }
-                if appeared.changed().await.is_err() {
-                    return stream::iter([Err(LogError::Closed)]).boxed();
+                // Thousands may wait for runs of their own: nobody opens anything before there is a folder.
+                loop {
+                    if appeared.changed().await.is_err() {
+                        return stream::iter([Err(LogError::Closed)]).boxed();
+                    }
+                    if shared.is_closed() || shared.layout.run(&id).is_there() {
+                        break;
+                    }
                 }
             }
         };
@@ -452,6 +537,29 @@ impl Shared {
     }
 }
 
+/// While it lives, no other thread takes up the same run: both would end it if its writer is gone.
+struct Adopting<'a> {
+    shared: &'a Shared,
+    id: &'a JobRunId,
+}
+
+impl<'a> Adopting<'a> {
+    fn begin(shared: &'a Shared, id: &'a JobRunId) -> Self {
+        let mut adopting = shared.adopting.lock().unwrap_or_else(PoisonError::into_inner);
+        while !adopting.insert(id.clone()) {
+            adopting = shared.adopted.wait(adopting).unwrap_or_else(PoisonError::into_inner);
+        }
+        Self { shared, id }
+    }
+}
+
+impl Drop for Adopting<'_> {
+    fn drop(&mut self) {
+        self.shared.adopting.lock().unwrap_or_else(PoisonError::into_inner).remove(self.id);
+        self.shared.adopted.notify_all();
+    }
+}
+
 impl Drop for Shared {
     fn drop(&mut self) {
         shut_down(self);
@@ -462,6 +570,9 @@ impl Drop for Shared {
 pub(crate) fn shut_down(shared: &Shared) -> Option<LogError> {
     if let Some(watch) = shared.watch.get() {
         watch.stop();
+    }
+    if let Some(syncer) = shared.syncer.get() {
+        syncer.stop();
     }
     shared.set_discovered();
     if let Some(committer) = shared.committer.get() {

@@ -1,7 +1,6 @@
 //! Reading a run that is kept in files: from where it was asked for, through the backlog, into what is being
 //! written.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -53,6 +52,8 @@ struct JournalOrder {
 /// Lines of one stream that come next.
 struct Plan {
     stream: Stream,
+    /// Where the first mark begins: lines of the stream before it, and bytes.
+    begin: (u64, u64),
     /// Lines of the stream before the end of the plan.
     until_line: u64,
     /// Where it ends in the file.
@@ -100,11 +101,7 @@ impl FileSource {
     fn open_journal(&self, position: u64) -> Result<JournalOrder, LogError> {
         let view = self.view;
         let at = self.places().progress_while(|at| lines_of(at, view) <= position);
-        let journal = ReadFile::open_if_there(&self.run.folder.journal())?;
-        let file = match journal {
-            Some(file) => file,
-            None => ReadFile::open(Path::new("/dev/null"))?,
-        };
+        let file = ReadFile::open_when_there(&self.run.folder.journal())?;
         let mut arrivals = Arrivals::new(JournalReader::new(file), at);
         if let View::One(stream) = view {
             let other = 1 - stream.index();
@@ -120,11 +117,7 @@ impl FileSource {
         place: (u64, u64),
         line: u64,
     ) -> Result<&mut LineReader, LogError> {
-        let file = match ReadFile::open_if_there(&self.run.folder.log(stream))? {
-            Some(file) => file,
-            // A stream that was never written has no file; one that should have a file is found missing.
-            None => ReadFile::open(Path::new("/dev/null"))?,
-        };
+        let file = ReadFile::open_when_there(&self.run.folder.log(stream))?;
         let mut reader = LineReader::new(stream, file, place, self.batch_bytes);
         reader.skip_to(line);
         Ok(self.readers[stream.index()].insert(reader))
@@ -135,7 +128,12 @@ impl FileSource {
         let Some(reader) = &mut self.readers[stream.index()] else { return Ok(None) };
         let gaps = moment.gaps_of(stream);
         let end = moment.visible[stream.index()];
-        let reach = Reach { lines: self.left, end, ended: moment.over, gaps: &gaps };
+        let mut lines = self.left;
+        if moment.is_over() {
+            // A log with more ends of lines than were written to it is damaged; no line has such a number.
+            lines = lines.min(moment.end_of(stream).0.saturating_sub(reader.line()));
+        }
+        let reach = Reach { lines, end, ended: moment.is_over(), gaps: &gaps };
         match reader.next(reach, io)? {
             Taken::Lines(batch) => Ok(Some(self.give(batch))),
             Taken::Gap(gap) => {
@@ -144,7 +142,9 @@ impl FileSource {
             }
             Taken::Nothing => Ok(None),
             Taken::Missing if io == Io::CachedOnly => Ok(Some(Step::WouldBlock)),
-            Taken::Missing => Ok(Some(self.missing(stream, moment))),
+            // The writer may have cut off a line that it could not keep; it is going to say so.
+            Taken::Missing if !moment.is_over() => Ok(None),
+            Taken::Missing => Ok(self.missing(stream, moment.end_of(stream))),
             Taken::WouldBlock => Ok(Some(Step::WouldBlock)),
         }
     }
@@ -157,22 +157,19 @@ impl FileSource {
         Step::Event(ReadEvent::Lines(batch))
     }
 
-    /// Says that a file ends before the run's output does, and goes to the end of what there was.
-    fn missing(&mut self, stream: Stream, moment: &Moment) -> Step {
-        let lines = self.run.state().lines(View::One(stream));
-        let end = moment.visible[stream.index()];
-        let Some(reader) = &mut self.readers[stream.index()] else { return Step::CaughtUp };
-        let gap = Gap {
-            stream,
-            after: LineNumber(reader.line()),
-            lines: lines.saturating_sub(reader.line()),
-            bytes: end.saturating_sub(reader.offset()),
-            reason: GapReason::Corrupt,
-        };
-        tracing::error!(run = %self.run.id, %stream, lines = gap.lines, "a log file is shorter than what was written to it");
-        reader.jump(lines, end);
-        self.position = self.position.plus(gap.lines);
-        Step::Event(ReadEvent::Gap { gap, next: self.position })
+    /// Says that the lines up to `end` (so many lines, so many bytes) are not in the file as they were written, and
+    /// goes on behind them; `None` if the reader is there already.
+    fn missing(&mut self, stream: Stream, end: (u64, u64)) -> Option<Step> {
+        let reader = self.readers[stream.index()].as_mut()?;
+        let (lines, bytes) = (end.0.checked_sub(reader.line())?, end.1.saturating_sub(reader.offset()));
+        if lines == 0 {
+            return None;
+        }
+        let gap = Gap { stream, after: LineNumber(reader.line()), lines, bytes, reason: GapReason::Corrupt };
+        tracing::error!(run = %self.run.id, %stream, lines, "a log file does not hold what was written to it");
+        reader.jump(end.0, end.1);
+        self.position = self.position.plus(lines);
+        Some(Step::Event(ReadEvent::Gap { gap, next: self.position }))
     }
 
     /// The next event in the order of the journal.
@@ -185,7 +182,7 @@ impl FileSource {
         if let Some(seek) = order.seek {
             match self.seek(&mut order.arrivals, seek, moment, io)? {
                 Sought::Found => order.seek = None,
-                Sought::NotYet if !moment.over => return Ok(None),
+                Sought::NotYet if !moment.is_over() => return Ok(None),
                 Sought::NotYet => {
                     self.seek_behind_journal(&mut order.arrivals, seek);
                     order.seek = None;
@@ -208,7 +205,9 @@ impl FileSource {
                         order.plan = Some(self.make_plan(&mut order.arrivals, &next, moment, io)?)
                     }
                 },
-                Walk::Nothing if moment.over => return self.next_behind_journal(&order.arrivals, moment, io),
+                Walk::Nothing if moment.is_over() => {
+                    return self.next_behind_journal(&order.arrivals, moment, io);
+                }
                 Walk::Nothing => return Ok(None),
             }
         }
@@ -271,6 +270,7 @@ impl FileSource {
         let from = arrivals.taken[stream.index()];
         let mut plan = Plan {
             stream,
+            begin: (begin.lines, begin.line_start),
             until_line: first.after.of(stream).lines,
             end: first.after.of(stream).line_start,
             times: vec![LineTime { from: LineNumber(from + 1), time: first.after.time }],
@@ -294,12 +294,15 @@ impl FileSource {
         let first = plan.times.first().map_or(0, |time| time.from.0 - 1);
         let stream = plan.stream;
         if self.readers[stream.index()].is_none() {
-            let place = self.places().line_floor(stream, first)?;
-            self.open_reader(stream, place, first)?;
+            self.open_reader(stream, plan.begin, first)?;
         }
         let Some(reader) = &mut self.readers[stream.index()] else { return Ok(None) };
         let lines = plan.until_line.saturating_sub(reader.line()).min(self.left);
         if lines == 0 {
+            if reader.line() == plan.until_line && reader.offset() != plan.end {
+                // The log has more ends of lines than the journal knows; the journal says where the next begins.
+                reader.jump(plan.until_line, plan.end);
+            }
             return Ok(None);
         }
         let gaps = moment.gaps_of(stream);
@@ -309,12 +312,14 @@ impl FileSource {
                 Ok(Some(self.give(batch)))
             }
             Taken::Gap(_) => self.follow_plan(plan, moment, io),
+            Taken::WouldBlock => Ok(Some(Step::WouldBlock)),
             Taken::Missing if io == Io::CachedOnly => Ok(Some(Step::WouldBlock)),
-            Taken::Missing => Ok(Some(self.missing(stream, moment))),
-            Taken::Nothing | Taken::WouldBlock => Ok(Some(Step::WouldBlock)),
+            // There is no end of a line where the journal says that there was one.
+            Taken::Missing | Taken::Nothing => Ok(self.missing(stream, (plan.until_line, plan.end))),
         }
     }
 
+    /// Gives a hole; a reader that begins within it is told of all of it, and counts on from where it began.
     fn give_gap(
         &mut self,
         arrivals: &mut Arrivals,
@@ -323,6 +328,7 @@ impl FileSource {
     ) -> Result<Step, LogError> {
         let stream = next.arrival.stream;
         let before = next.before.of(stream);
+        let fresh = next.after.of(stream).lines - arrivals.taken[stream.index()];
         arrivals.take(next);
         let gap = Gap {
             stream,
@@ -338,7 +344,7 @@ impl FileSource {
                 self.open_reader(stream, behind, behind.0)?;
             }
         }
-        self.position = self.position.plus(gap.lines);
+        self.position = self.position.plus(fresh);
         Ok(Step::Event(ReadEvent::Gap { gap, next: self.position }))
     }
 
@@ -351,16 +357,24 @@ impl FileSource {
     ) -> Result<Option<Step>, LogError> {
         for stream in self.streams() {
             if self.readers[stream.index()].is_none() {
+                if io == Io::CachedOnly {
+                    return Ok(Some(Step::WouldBlock));
+                }
                 let line = arrivals.taken[stream.index()];
-                let place = self.places().line_floor(stream, line)?;
+                let place = if moment.progress.journal > 0 {
+                    arrivals.place(stream)
+                } else {
+                    self.places().line_floor(stream, line)?
+                };
                 self.open_reader(stream, place, line)?;
             }
             let mut step = self.next_in_file(stream, moment, io)?;
             if let Some(Step::Event(ReadEvent::Lines(batch))) = &mut step
                 && moment.progress.journal > 0
+                && let Some(time) = moment.ended
             {
-                // The end of these lines came with the end of the run's output.
-                batch.times = vec![LineTime { from: batch.first_line, time: moment.progress.time }];
+                // These lines ended with the run.
+                batch.times = vec![LineTime { from: batch.first_line, time }];
             }
             if step.is_some() {
                 return Ok(step);
@@ -412,7 +426,7 @@ impl Source for FileSource {
             if let Some(step) = step {
                 return Ok(step);
             }
-            if !moment.over && self.run.is_over() {
+            if !moment.is_over() && self.run.is_over() {
                 return self.next(io);
             }
         }

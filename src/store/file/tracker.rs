@@ -10,7 +10,7 @@ use crate::journal::{Arrival, Record, What};
 use crate::layout::RunFolder;
 use crate::line::{LineNumber, Stream, UnixMicros};
 use crate::logfile::{Fetched, Io, ReadFile, count_lines, whole_lines};
-use crate::run::{Gap, JobMetadata, JobRunId, RunSpec, RunState};
+use crate::run::{Gap, JobMetadata, JobRunId, RunSpec, RunState, StreamTotals};
 use crate::store::file::marks::{Entry, JournalReader};
 
 /// A folder without a journal and without `metadata.json` counts as a run that goes on for as long as its logs
@@ -97,13 +97,7 @@ impl Tracker {
     /// covers where it stands.
     fn skip_to(mut self, resume: Resume) -> Result<(Self, Vec<GapAt>), LogError> {
         let Source::Journal(journal) = &mut self.source else { return Ok((self, Vec::new())) };
-        let at = resume.progress.journal;
-        let is_there = match journal.at(at, Io::MayBlock)? {
-            Entry::Record(..) => true,
-            Entry::Nothing => journal.file().len()? == at,
-            Entry::Damaged | Entry::WouldBlock => false,
-        };
-        if !is_there {
+        if !is_behind_a_record(journal, resume.progress.journal)? {
             return Ok((self, Vec::new()));
         }
         self.progress = resume.progress;
@@ -115,12 +109,24 @@ impl Tracker {
         matches!(self.source, Source::Journal(_))
     }
 
-    /// Takes in what was written since the last time. Gives whether there may be more than was gathered.
-    pub(crate) fn catch_up(&mut self, folder: &RunFolder, news: &mut News) -> Result<bool, LogError> {
-        match &mut self.source {
-            Source::Journal(_) => self.read_journal(news),
-            Source::Logs => self.count_lines(folder, news, UnixMicros::default()),
+    /// Takes in what was written since the last time, and the run's end if there is one. `run` is what is known of it.
+    /// Gives whether there may be more than was gathered.
+    pub(crate) fn catch_up(
+        &mut self,
+        folder: &RunFolder,
+        run: &JobMetadata,
+        news: &mut News,
+    ) -> Result<bool, LogError> {
+        if self.has_journal() {
+            return self.read_journal(news);
         }
+        // The end first: what comes before it is in the logs by then.
+        news.end = plain_end(folder, run)?;
+        let more = self.count_lines(folder, news)?;
+        if let Some(run) = &mut news.end {
+            [run.stdout, run.stderr] = self.totals();
+        }
+        Ok(more)
     }
 
     fn read_journal(&mut self, news: &mut News) -> Result<bool, LogError> {
@@ -158,20 +164,16 @@ impl Tracker {
         Ok(true)
     }
 
-    /// Counts the lines of the logs behind what is known of them. They get this time; 0 if none is known.
-    pub(crate) fn count_lines(
-        &mut self,
-        folder: &RunFolder,
-        news: &mut News,
-        time: UnixMicros,
-    ) -> Result<bool, LogError> {
+    /// Counts the lines of the logs behind what is known of them. When they were written is not known: their places
+    /// get the time 0. Gives whether there may be more than was gathered.
+    pub(crate) fn count_lines(&mut self, folder: &RunFolder, news: &mut News) -> Result<bool, LogError> {
         for stream in Stream::BOTH {
             let Some(mut file) = ReadFile::open_if_there(&folder.log(stream))? else { continue };
             while let Fetched::Bytes(bytes) =
                 file.read(self.progress.of(stream).bytes, SCAN_BYTES, Io::MayBlock)?
                 && !bytes.is_empty()
             {
-                self.count(stream, &bytes, news, time);
+                self.count(stream, &bytes, news);
                 if news.is_full() {
                     return Ok(true);
                 }
@@ -181,7 +183,7 @@ impl Tracker {
     }
 
     /// Takes in bytes of a log in pieces, each of which ends where a checkpoint can be, as a mark does.
-    fn count(&mut self, stream: Stream, mut bytes: &[u8], news: &mut News, time: UnixMicros) {
+    fn count(&mut self, stream: Stream, mut bytes: &[u8], news: &mut News) {
         while !bytes.is_empty() {
             let at = *self.progress.of(stream);
             let length = self.checkpointer.piece(stream, at.bytes, bytes);
@@ -201,63 +203,113 @@ impl Tracker {
             let mut found = self.checkpointer.after(stream, &self.progress);
             found.progress = None;
             if let Some(line) = &mut found.line {
-                line.time = time;
+                line.time = UnixMicros::default();
             }
             news.note(found);
             bytes = rest;
         }
     }
 
-    /// The end of a run whose journal does not tell of one: `metadata.json` by another tool, or long silence.
-    /// `run` is what is known of it.
-    pub(crate) fn plain_end(
-        &self,
-        folder: &RunFolder,
-        mut run: JobMetadata,
-    ) -> Result<Option<Box<JobMetadata>>, LogError> {
-        if self.has_journal() {
-            return Ok(None);
-        }
-        match folder.read_metadata() {
-            Ok(Some(written)) if written.state.is_over() && written.id() == run.id() => run = written,
-            Ok(_) => {}
-            Err(LogError::Corrupt { path, what }) => {
-                // It may be half written by a tool that does not rename.
-                tracing::debug!(path = %path.display(), what, "metadata.json can't be read now");
-            }
-            Err(error) => return Err(error),
-        }
-        if !run.state.is_over() {
-            let touched = last_touched(folder);
-            if touched.elapsed().is_ok_and(|silence| silence > QUIET) {
-                run.state = RunState::Lost { ended: touched.into() };
-            }
-        }
-        [run.stdout, run.stderr] = self.progress.streams.map(|stream| stream.totals());
-        Ok(run.state.is_over().then(|| Box::new(run)))
+    /// What both streams hold.
+    pub(crate) const fn totals(&self) -> [StreamTotals; 2] {
+        [self.progress.streams[0].totals(), self.progress.streams[1].totals()]
     }
 
-    /// Fills in what an end leaves to the journal: how much the streams hold.
-    pub(crate) fn fill_in(&self, run: &mut JobMetadata) {
+    /// Fills in what a document may leave open: how much the streams hold.
+    pub(crate) const fn fill_in(&self, run: &mut JobMetadata) {
         if run.stdout.bytes + run.stderr.bytes == 0 {
-            [run.stdout, run.stderr] = self.progress.streams.map(|stream| stream.totals());
+            [run.stdout, run.stderr] = self.totals();
         }
     }
 }
 
+/// Whether a record begins or the journal ends at a place in a run's journal.
+pub(crate) fn ends_a_record(folder: &RunFolder, place: u64) -> bool {
+    let journal = ReadFile::open_if_there(&folder.journal()).ok().flatten();
+    journal.is_some_and(|file| is_behind_a_record(&mut JournalReader::new(file), place).unwrap_or(false))
+}
+
+fn is_behind_a_record(journal: &mut JournalReader, place: u64) -> Result<bool, LogError> {
+    match journal.at(place, Io::MayBlock)? {
+        Entry::Record(..) => Ok(true),
+        Entry::Nothing => Ok(journal.file().len()? == place),
+        Entry::Damaged | Entry::WouldBlock => Ok(false),
+    }
+}
+
+/// The end of a run without a journal: `metadata.json` by another tool, or long silence.
+fn plain_end(folder: &RunFolder, run: &JobMetadata) -> Result<Option<Box<JobMetadata>>, LogError> {
+    if let Some(run) = written_end(folder, run.id(), run.started_at)? {
+        return Ok(Some(Box::new(run)));
+    }
+    let touched = last_touched(folder);
+    let is_quiet = touched.elapsed().is_ok_and(|silence| silence > QUIET);
+    // A folder that is gone says nothing of how its run ended.
+    if !(is_quiet || journal_is_abandoned(folder)?) || !folder.is_there() {
+        return Ok(None);
+    }
+    Ok(Some(Box::new(JobMetadata { state: RunState::Lost { ended: touched.into() }, ..run.clone() })))
+}
+
+/// A run as its `metadata.json` says that it ended, if it says so.
+pub(crate) fn written_end(
+    folder: &RunFolder,
+    id: &JobRunId,
+    started_at: UnixMicros,
+) -> Result<Option<JobMetadata>, LogError> {
+    match folder.read_metadata() {
+        Ok(Some(mut run)) if run.state.is_over() => {
+            // A folder that was copied or renamed still has the name of the other in it.
+            run.spec.id = id.clone();
+            Ok(Some(with_times(run, folder, started_at)))
+        }
+        Ok(_) => Ok(None),
+        Err(LogError::Corrupt { path, what }) => {
+            // It may be half written by a tool that does not rename.
+            tracing::debug!(path = %path.display(), what, "metadata.json can't be read now");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether there is a journal that tells nothing, and nobody who writes it: of a run that had just begun when the
+/// machine stopped.
+fn journal_is_abandoned(folder: &RunFolder) -> Result<bool, LogError> {
+    let journal = ReadFile::open_if_there(&folder.journal())?;
+    journal.map_or(Ok(false), |journal| journal.is_locked().map(|locked| !locked))
+}
+
 /// What is known of a run whose folder has no journal.
 fn plain_metadata(folder: &RunFolder, id: &JobRunId) -> Result<JobMetadata, LogError> {
+    let started = created(folder)?;
     match folder.read_metadata() {
-        Ok(Some(run)) if run.id() == id => return Ok(run),
+        Ok(Some(run)) if run.id() == id => return Ok(with_times(run, folder, started)),
         Ok(_) | Err(LogError::Corrupt { .. }) => {}
         Err(error) => return Err(error),
     }
-    let path = folder.path();
-    let created = fs::metadata(path)
-        .and_then(|folder| folder.created().or_else(|_| folder.modified()))
-        .map_err(LogError::io("looking at", path))?;
-    let started = UnixMicros::from(created);
     Ok(JobMetadata::started(RunSpec { created_at: started, ..RunSpec::new(id.clone()) }, started))
+}
+
+fn created(folder: &RunFolder) -> Result<UnixMicros, LogError> {
+    let path = folder.path();
+    let created = fs::metadata(path).and_then(|folder| folder.created().or_else(|_| folder.modified()));
+    Ok(created.map_err(LogError::io("looking at", path))?.into())
+}
+
+/// Takes times that a document lacks from the files.
+fn with_times(mut run: JobMetadata, folder: &RunFolder, started: UnixMicros) -> JobMetadata {
+    let unknown = UnixMicros::default();
+    if run.started_at == unknown {
+        run.started_at = started;
+    }
+    if run.spec.created_at == unknown {
+        run.spec.created_at = run.started_at;
+    }
+    if run.state.ended() == Some(unknown) {
+        run.state = run.state.ended_at(last_touched(folder).into());
+    }
+    run
 }
 
 /// When something was last written to a run's logs or journal.
@@ -305,7 +357,7 @@ mod tests {
             let what = if bytes == 0 && kind != 0 { What::Mark { unterminated: 0 } } else { what };
             records.push(Arrival { after_micros: 1 + u64::from(kind), stream, lines, bytes, what });
         }
-        writer.append_arrivals(&records, |_, _| ()).unwrap();
+        writer.append_arrivals(&records, true, |_, _| ()).unwrap();
         (folder, of_run, id)
     }
 
@@ -336,7 +388,7 @@ mod tests {
             let (_folder, folder, id) = journal(&arrivals);
             let (mut whole, run, _) = Tracker::open(&folder, &id, None).unwrap();
             let mut all = News { indexed: true, ..News::default() };
-            whole.catch_up(&folder, &mut all).unwrap();
+            whole.catch_up(&folder, &run, &mut all).unwrap();
             let places = resumes(&all, run.started_at, &whole);
             prop_assert_eq!(places.len(), arrivals.len() / 1024);
             for (resume, found_before) in places {
@@ -344,7 +396,7 @@ mod tests {
                 let (mut resumed, _, mut gaps) = Tracker::open(&folder, &id, Some(resume)).unwrap();
                 prop_assert_eq!(resumed.progress.journal, began, "nothing before it is read");
                 let mut rest = News { indexed: true, ..News::default() };
-                resumed.catch_up(&folder, &mut rest).unwrap();
+                resumed.catch_up(&folder, &run, &mut rest).unwrap();
                 gaps.append(&mut rest.gaps);
                 prop_assert_eq!(&gaps, &all.gaps);
                 prop_assert_eq!(resumed.progress, whole.progress);
@@ -359,7 +411,7 @@ mod tests {
         let (_folder, folder, id) = journal(&[(false, 2, 10, 1); 1_100]);
         let (mut whole, run, _) = Tracker::open(&folder, &id, None).unwrap();
         let mut all = News { indexed: true, ..News::default() };
-        whole.catch_up(&folder, &mut all).unwrap();
+        whole.catch_up(&folder, &run, &mut all).unwrap();
         let (resume, _) = resumes(&all, run.started_at, &whole).remove(0);
         let opened = |resume| Tracker::open(&folder, &id, Some(resume)).unwrap().0.progress;
         assert_eq!(opened(resume.clone()), resume.progress);

@@ -81,8 +81,7 @@ fn two_services_cannot_hold_one_folder() {
     let databuild = Databuild::new();
     let (_service, _) = serving(&databuild);
     let done = databuild.run(&["serve", "--listen", "127.0.0.1:0"]).code(1);
-    done.says("is in use by another process; only one service can hold a log folder")
-        .says("hint: stop the other");
+    done.says("is in use by another process").says("hint: one service holds a log folder: stop the other");
 }
 
 #[test]
@@ -117,4 +116,29 @@ fn a_service_that_is_killed_and_started_again_costs_no_line() {
     let done = follower.done().code(0).says("run r succeeded");
     assert_eq!(done.text(), "1\n2\n3\n");
     run.done().code(0);
+}
+
+#[test]
+fn a_folder_given_by_hand_comes_before_a_service_that_nobody_chose() {
+    let databuild = Databuild::new();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let dir = elsewhere.path().to_str().unwrap();
+    record(&databuild, "here", "echo here").code(0);
+    databuild.run(&["--log-dir", dir, "run", "--quiet", "--id", "there", "--", "echo", "there"]).code(0);
+    assert_eq!(databuild.run(&["--log-dir", dir, "logs", "latest"]).code(0).text(), "there\n");
+    let runs = databuild.run(&["--log-dir", dir, "runs", "-o", "json"]).code(0);
+    assert_eq!(
+        (runs.text().lines().count(), runs.text().contains("\"there\"")),
+        (1, true),
+        "{}",
+        runs.text()
+    );
+}
+
+#[test]
+fn what_the_runner_has_to_say_of_a_run_is_shown_with_its_log() {
+    let databuild = Databuild::asking(NOBODY);
+    databuild.run(&["run", "--id", "r", "--", "no-such-command"]).code(127);
+    databuild.run(&["logs", "r"]).code(0).says("no-such-command");
+    databuild.run(&["logs", "r", "-f", "--exit-status"]).code(127).says("run r failed with exit code 127");
 }

@@ -53,7 +53,8 @@ async fn only_new_lines_are_followed_with_no_backlog() {
     let store = running(b"old\n");
     let server = Server::start_with(store.clone(), heartbeat(Duration::from_millis(5))).await;
     let mut follower = server.open(&format!("{FOLLOW}&lines=0"), &[]).await;
-    // The first heartbeat shows that the read has begun.
+    // Where the read begins is told at once, so that it can be resumed there; then there is silence.
+    assert_eq!(follower.piece().await.as_deref(), Some(&b"id: 1\n\n"[..]));
     assert_eq!(follower.piece().await.as_deref(), Some(&b":\n\n"[..]));
     store.append(&id("r"), Stream::Stdout, b"new\n").unwrap();
     let event = follower.events_until(|_| true).await.remove(0);

@@ -36,7 +36,8 @@ async fn all_is_right(store: &dyn LogStore) {
 /// A service whose rescan comes soon.
 fn watchful(folder: &Path) -> FileLogStore {
     let soon = Duration::from_millis(50);
-    let options = FileStoreOptions { liveness_interval: soon, rescan_interval: soon };
+    let options =
+        FileStoreOptions { liveness_interval: soon, rescan_interval: soon, ..FileStoreOptions::default() };
     FileLogStore::open(folder, options).unwrap()
 }
 

@@ -195,7 +195,7 @@ fn caret(c: char) -> String {
 }
 
 /// A text without anything that a terminal would obey.
-pub(super) fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { caret(c) } else { c.to_string() }).collect()
 }
 

@@ -9,7 +9,7 @@ use std::io::{self, IsTerminal, Write};
 
 use databuild_logs::{Completion, GapNotice, GapReason, JobMetadata, JobRunId, StateKind};
 
-pub(crate) use lines::{Format, Printer, Style, Terminal};
+pub(crate) use lines::{Format, Printer, Style, Terminal, printable};
 pub(crate) use table::{Table, terminal_width};
 pub(crate) use units::bytes as byte_count;
 use units::{bytes, duration};
@@ -74,7 +74,8 @@ mod tests {
         let id: JobRunId = "r".parse().unwrap();
         let say = |state, exit_code, signal| {
             let duration_ms = Some(1234);
-            let end = Completion { exit_code, signal, duration_ms, state, lines: 0, dropped_bytes: 0 };
+            let (lines, dropped_bytes, note) = (0, 0, None);
+            let end = Completion { exit_code, signal, duration_ms, state, lines, dropped_bytes, note };
             outcome(&id, &end)
         };
         assert_eq!(say(StateKind::Succeeded, Some(0), None), "run r succeeded in 1.234 s");

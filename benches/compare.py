@@ -1,0 +1,308 @@
+#!/usr/bin/env python3
+"""Compares whole processes, by hand: see README.md beside this file.
+
+    benches/compare.py bulk      `databuild run -q -- cat big.log` and `cat big.log | cat > copy`, by turns
+    benches/compare.py disk      what the journal and the index take, for bulk output and for single lines
+    benches/compare.py many      many jobs at once, followed while they print: nothing lost, memory of the service
+    benches/compare.py ratios    the ratios of the last `cargo bench`
+    benches/compare.py all       all of it
+
+Needs Python 3.9, cargo, and 3 GB on the disk that --dir is on. Prints medians.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("subject", choices=["bulk", "disk", "many", "ratios", "all"])
+    parser.add_argument("--dir", default=ROOT / "target", type=Path, help="where to make the files [target/]")
+    parser.add_argument("--lines", default=10_000_000, type=int, help="lines of big.log")
+    parser.add_argument("--rounds", default=7, type=int, help="of bulk")
+    parser.add_argument("--jobs", default=200, type=int, help="of many")
+    parser.add_argument("--followers", default=50, type=int, help="of many")
+    parser.add_argument("--rate", default=1_000, type=int, help="lines a second of each job of many")
+    parser.add_argument("--burst", default=1, type=int, help="lines that a job of many prints with one write")
+    parser.add_argument("--seconds", default=20, type=int, help="for which the jobs of many print")
+    options = parser.parse_args()
+    print("load average:", " ".join(f"{load:.2f}" for load in os.getloadavg()), "at the start")
+    if options.subject in ("ratios", "all"):
+        ratios()
+    if options.subject == "ratios":
+        return
+    with tempfile.TemporaryDirectory(dir=options.dir, prefix="compare-") as folder:
+        bench = Bench(Path(folder), options)
+        for subject in (bulk, disk, many):
+            if options.subject in (subject.__name__, "all"):
+                subject(bench)
+    print("load average:", " ".join(f"{load:.2f}" for load in os.getloadavg()), "at the end")
+
+
+class Bench:
+    """The executables, and a folder to work in."""
+
+    def __init__(self, folder, options):
+        self.folder = folder
+        self.options = options
+        self.databuild = executable("build", "--release", "--bin", "databuild")
+        self.workload = executable("bench", "--no-run", "--bench", "workload")
+
+    def big_log(self):
+        path = self.folder / "big.log"
+        if not path.exists():
+            subprocess.run([self.workload, "write", path, str(self.options.lines)], check=True)
+            os.sync()
+        return path
+
+    def run(self, logs, run_id, *job):
+        """The command that records a job."""
+        return [self.databuild, "--log-dir", logs, "run", "-q", "--id", run_id, "--", *job]
+
+    def print_lines(self, lines, rate, burst):
+        """A job that prints lines of 100 bytes."""
+        return [self.workload, "print", str(lines), str(rate), str(burst)]
+
+
+def executable(*cargo):
+    """Builds something with cargo, and says where it is."""
+    built = subprocess.run(
+        ["cargo", *cargo, "--message-format=json-render-diagnostics"],
+        cwd=ROOT, check=True, stdout=subprocess.PIPE,
+    )
+    messages = [json.loads(line) for line in built.stdout.splitlines()]
+    found = [message.get("executable") for message in messages if message.get("executable")]
+    return found[-1]
+
+
+# --- bulk
+
+
+def bulk(bench):
+    """Wall time, CPU and memory of recording big.log, and of copying it through a pipe."""
+    log = bench.big_log()
+    copied, recorded, ratios, peaks, copying, recording = [], [], [], [], [], []
+    for round_number in range(bench.options.rounds):
+        copy = bench.folder / "copy"
+        os.sync()
+        begin = time.monotonic()
+        _, usage = watch(subprocess.Popen(["sh", "-c", 'cat "$1" | cat > "$2"', "sh", log, copy]))
+        theirs = time.monotonic() - begin
+        copying.append(usage.ru_utime + usage.ru_stime)
+        copy.unlink()
+        logs = bench.folder / "logs"
+        os.sync()
+        begin = time.monotonic()
+        process = subprocess.Popen(bench.run(logs, "big", "cat", log))
+        peak, usage = watch(process)
+        ours = time.monotonic() - begin
+        kept = logs / "job_runs" / "big" / "stdout.log"
+        if round_number == 0:
+            subprocess.run(["cmp", log, kept], check=True)
+        shutil.rmtree(logs)
+        copied.append(theirs)
+        recorded.append(ours)
+        ratios.append(ours / theirs)
+        peaks.append(peak)
+        recording.append(usage.ru_utime + usage.ru_stime)
+    print(f"bulk, {log.stat().st_size / 1e9:.2f} GB, {len(ratios)} rounds:")
+    print(f"  cat | cat > copy   {statistics.median(copied):6.2f} s  ({spread(copied)})")
+    print(f"  databuild run -q   {statistics.median(recorded):6.2f} s  ({spread(recorded)})")
+    print(f"  ratio of a round   {statistics.median(ratios):6.2f}    ({spread(ratios)})")
+    print(f"  CPU of all processes: {statistics.median(copying):.2f} s and {statistics.median(recording):.2f} s")
+    print(f"  peak RSS           {max(peaks) / 1024:6.1f} MiB")
+
+
+def watch(process):
+    """Waits for a process; gives its peak RSS in KiB, as the system counts it, and what it used."""
+    peak = 0
+    while True:
+        peak = max(peak, peak_rss(process.pid))
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if pid:
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode:
+                sys.exit(f"{process.args} ended with {process.returncode}")
+            return peak, usage
+        time.sleep(0.005)
+
+
+def peak_rss(pid):
+    # What wait4 says of the peak begins with what this process had when it forked.
+    with contextlib.suppress(OSError):
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+        return int(found[1]) if found else 0
+    return 0
+
+
+def spread(numbers):
+    return f"{min(numbers):.2f} to {max(numbers):.2f}"
+
+
+# --- disk
+
+
+def disk(bench):
+    """Bytes of the journal and of the index, by the bytes of the log."""
+    logs = bench.folder / "logs"
+    jobs = {
+        "bulk": ["cat", bench.big_log()],
+        "single lines": bench.print_lines(3_000, 400, 1),
+    }
+    for run_id, (name, job) in enumerate(jobs.items()):
+        subprocess.run(bench.run(logs, f"run-{run_id}", *job), check=True)
+        run = logs / "job_runs" / f"run-{run_id}"
+        log, journal = ((run / file).stat().st_size for file in ("stdout.log", "journal"))
+        print(f"disk, {name}: log {log:,} bytes, journal {journal:,}: {journal / log:.4%}")
+    with Service(bench, logs) as service:
+        service.wait_for_runs(len(jobs))
+    all_logs = sum(path.stat().st_size for path in logs.glob("job_runs/*/std*.log"))
+    index = (logs / "index.redb").stat().st_size
+    print(f"disk, index: {index:,} bytes for {all_logs:,} of logs: {index / all_logs:.4%}")
+    shutil.rmtree(logs)
+
+
+class Service:
+    """`databuild serve` in a folder, for as long as it is needed."""
+
+    def __init__(self, bench, logs):
+        self.command = [bench.databuild, "--log-dir", logs, "serve", "--listen", "127.0.0.1:0"]
+        self.said = bench.folder / "service.txt"
+
+    def __enter__(self):
+        with open(self.said, "wb") as said:
+            self.process = subprocess.Popen(self.command, stderr=said)
+        while not (found := re.search(r"listening on http://127\.0\.0\.1:(\d+)", self.said.read_text())):
+            if self.process.poll() is not None:
+                sys.exit(f"the service did not start: {self.said.read_text()}")
+            time.sleep(0.01)
+        self.port = int(found[1])
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        self.process.wait()
+
+    def get(self, target, headers=""):
+        """Sends a request. An answer of HTTP/1.0 is not cut into chunks."""
+        connection = socket.create_connection(("127.0.0.1", self.port))
+        connection.sendall(f"GET {target} HTTP/1.0\r\nHost: localhost\r\n{headers}\r\n".encode())
+        return connection
+
+    def json(self, target):
+        with self.get(target) as connection, connection.makefile("rb") as answer:
+            return json.loads(answer.read().partition(b"\r\n\r\n")[2])
+
+    def wait_for_runs(self, count):
+        """Waits until so many runs are over and in the index."""
+        while True:
+            runs = self.json(f"/api/job_runs?limit={count}")["runs"]
+            if len(runs) == count and all(run["state"] != "running" for run in runs):
+                return
+            time.sleep(0.1)
+
+
+# --- many
+
+
+class Follower(threading.Thread):
+    """Follows a run to its end and keeps what came."""
+
+    def __init__(self, service, run_id):
+        super().__init__()
+        self.connection = service.get(f"/api/job_runs/{run_id}/logs/stdout?follow=true")
+        self.pieces = []
+
+    def run(self):
+        while piece := self.connection.recv(1 << 18):
+            self.pieces.append(piece)
+
+    def check(self, lines):
+        """Each line came once, in order, and the end after it; gives the number of events that are wrong."""
+        answer = b"".join(self.pieces).partition(b"\r\n\r\n")[2]
+        found = re.findall(rb"event: log\nid: (\d+)\ndata: \d+ (\d+) \.*\n\n", answer)
+        wrong = sum(int(seen) != number or int(printed) != number
+                    for number, (seen, printed) in enumerate(found, 1))
+        return wrong + abs(lines - len(found)) + (b"event: complete" not in answer)
+
+
+def many(bench):
+    """Jobs that print at a steady pace beside each other, each a process of its own, and their followers."""
+    options = bench.options
+    logs = bench.folder / "logs"
+    logs.mkdir()
+    lines = options.rate * options.seconds
+    ids = [f"job-{number}" for number in range(options.jobs)]
+    with Service(bench, logs) as service:
+        followers = [Follower(service, ids[number % len(ids)]) for number in range(options.followers)]
+        for follower in followers:
+            follower.start()
+        begin = time.monotonic()
+        job = bench.print_lines(lines, options.rate, options.burst)
+        jobs = [subprocess.Popen(bench.run(logs, run_id, *job)) for run_id in ids]
+        failed = sum(job.wait() != 0 for job in jobs)
+        took = time.monotonic() - begin
+        for follower in followers:
+            follower.join()
+        followed = time.monotonic() - begin
+        peak = peak_rss(service.process.pid)
+        ticks = Path(f"/proc/{service.process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        cpu = sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+        service.wait_for_runs(len(ids))
+        totals = [run["stdout"]["lines"] for run in service.json(f"/api/job_runs?limit={len(ids)}")["runs"]]
+    kept = [(logs / "job_runs" / run_id / "stdout.log").read_bytes().count(b"\n") for run_id in ids]
+    print(f"many, {len(ids)} jobs of {lines:,} lines, {options.rate:,} a second, {options.burst} a write, "
+          f"{len(followers)} followers:")
+    print(f"  the jobs took {took:.1f} s ({options.seconds} s if nothing slows them down), "
+          f"the last follower was done after {followed:.1f} s")
+    print(f"  jobs that failed: {failed}; runs with lines missing on disk: {sum(count != lines for count in kept)}, "
+          f"in the list: {sum(count != lines for count in totals)}")
+    print(f"  lines missing, twice or out of order at followers: {sum(one.check(lines) for one in followers)}")
+    print(f"  service: peak RSS {peak / 1024:.1f} MiB, {cpu:.1f} s of CPU")
+    shutil.rmtree(logs)
+
+
+# --- ratios
+
+
+RATIOS = [
+    ("append of 64 KiB, speed of write(2)", "append/64 KiB, write(2)", "append/64 KiB, library"),
+    ("append of a line, speed of write(2)", "append/100-byte lines, write(2)", "append/100-byte lines, library"),
+    ("since, time at 10^7 lines by that at 10^4", "seek/since/10000000", "seek/since/10000"),
+    ("tail, time at 10^7 lines by that at 10^4", "seek/tail/10000000", "seek/tail/10000"),
+    ("SSE, lines a second by those of axum's Event", "sse/axum's Event a line", "sse/frames"),
+    ("SSE, lines a second by raw bytes", "sse/raw bytes", "sse/frames"),
+    ("rebuild by the journal, speed of wc -l", "rebuild/wc -l", "rebuild/1 GB by its journal"),
+    ("rebuild by the lines, speed of wc -l", "rebuild/wc -l", "rebuild/1 GB by its lines"),
+]
+
+
+def ratios():
+    """What criterion kept of each bench, as medians."""
+    medians = {}
+    for kept in (ROOT / "target" / "criterion").glob("**/new/benchmark.json"):
+        name = json.loads(kept.read_text())["full_id"]
+        medians[name] = json.loads((kept.parent / "estimates.json").read_text())["median"]["point_estimate"]
+    for name, nanoseconds in sorted(medians.items()):
+        print(f"  {name:45} {nanoseconds / 1000:14,.1f} µs")
+    for what, above, below in RATIOS:
+        if above in medians and below in medians:
+            print(f"{what}: {medians[above] / medians[below]:.2f}")
+
+
+if __name__ == "__main__":
+    main()

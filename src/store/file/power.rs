@@ -1,0 +1,142 @@
+//! What a power cut left of a run: its files can be shorter than they were, and where they are not, blocks that never
+//! got to the disk are zeros.
+
+use std::fs;
+use std::time::{Duration, SystemTime};
+
+use memchr::memchr;
+
+use crate::error::LogError;
+use crate::index::progress::{Progress, StreamProgress};
+use crate::journal::{Arrival, Record, What};
+use crate::layout::RunFolder;
+use crate::line::Stream;
+use crate::logfile::{Fetched, Io, ReadFile, count_lines, whole_lines};
+use crate::store::file::marks::{Entry, JournalReader};
+
+/// How much of the end of a log is compared with its marks. Large logs are written to the disk while they grow,
+/// every 32 MiB, so what was lost lies within this.
+const CHECKED_BYTES: u64 = 256 * 1024 * 1024;
+/// How much of a log is read at once.
+const READ_BYTES: usize = 256 * 1024;
+
+/// What is sound of a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sound {
+    /// Up to where; a line begins there, or the log ends.
+    pub(super) bytes: u64,
+    /// Lines that end before that, those that could not be kept included.
+    pub(super) lines: u64,
+    /// Bytes behind it that no mark tells of.
+    pub(super) unmarked: u64,
+}
+
+/// Whether the machine was started after something was last written to a run. Nobody knows to the second when that
+/// was; in doubt it is so.
+pub(super) fn machine_was_started_since(last_touched: SystemTime) -> bool {
+    let uptime = u64::try_from(rustix::system::sysinfo().uptime).unwrap_or_default();
+    let started = SystemTime::now().checked_sub(Duration::from_secs(uptime));
+    started.is_none_or(|started| last_touched < started + Duration::from_secs(2))
+}
+
+/// Compares a log with the marks in its journal, which end at `progress`. Gives what is sound of it, or `None` if all
+/// of it is.
+pub(super) fn check(
+    folder: &RunFolder,
+    stream: Stream,
+    progress: &Progress,
+) -> Result<Option<Sound>, LogError> {
+    let path = folder.log(stream);
+    let (Some(mut log), Some(journal)) =
+        (ReadFile::open_if_there(&path)?, ReadFile::open_if_there(&folder.journal())?)
+    else {
+        return Ok(None);
+    };
+    let length = fs::metadata(&path).map_err(LogError::io("looking at", &path))?.len();
+    let marked = *progress.of(stream);
+    let from = marked.bytes.saturating_sub(CHECKED_BYTES);
+    let mut journal = JournalReader::new(journal);
+    let mut at = Progress { journal: 0, ..*progress };
+    at.streams = Default::default();
+    while at.journal < progress.journal
+        && let Entry::Record(record, behind) = journal.at(at.journal, Io::MayBlock)?
+    {
+        let before = *at.of(stream);
+        if let Record::Arrival(arrival) = record {
+            at.advance(&arrival);
+            let after = *at.of(stream);
+            if arrival.stream == stream
+                && after.bytes > from
+                && let Some(sound) = check_mark(&mut log, &arrival, before, after)?
+            {
+                return Ok(Some(sound));
+            }
+        }
+        at.journal = behind;
+    }
+    check_tail(&mut log, marked, length)
+}
+
+/// Compares the lines that ended with a mark with what is in the log.
+fn check_mark(
+    log: &mut ReadFile,
+    arrival: &Arrival,
+    before: StreamProgress,
+    after: StreamProgress,
+) -> Result<Option<Sound>, LogError> {
+    if !matches!(arrival.what, What::Mark { .. }) || arrival.lines == 0 {
+        return Ok(None);
+    }
+    let begin = Sound { bytes: before.line_start, lines: before.lines, unmarked: 0 };
+    let (mut sound, mut found, mut zeros) = (begin, 0, false);
+    let mut offset = before.line_start;
+    while offset < after.line_start {
+        let wanted = usize::try_from(after.line_start - offset).unwrap_or(READ_BYTES).min(READ_BYTES);
+        let Fetched::Bytes(bytes) = log.read(offset, wanted, Io::MayBlock)? else { break };
+        if bytes.is_empty() {
+            break;
+        }
+        if !zeros {
+            // Before the first zero, lines are what they were.
+            let text = &bytes[..memchr(0, &bytes).unwrap_or(bytes.len())];
+            zeros = text.len() < bytes.len();
+            let whole = whole_lines(text);
+            if whole > 0 {
+                sound.bytes = offset + whole as u64;
+                sound.lines += count_lines(&text[..whole]);
+            }
+        }
+        found += count_lines(&bytes);
+        offset += bytes.len() as u64;
+    }
+    if offset == after.line_start && found == arrival.lines {
+        return Ok(None);
+    }
+    // Bytes that are other ones than those that were written are not known from power cuts; nothing of them is kept.
+    let is_explained = zeros || offset < after.line_start;
+    Ok(Some(if is_explained { sound } else { begin }))
+}
+
+/// Looks at what stands behind the last line that the marks tell of.
+fn check_tail(log: &mut ReadFile, marked: StreamProgress, length: u64) -> Result<Option<Sound>, LogError> {
+    let lines = marked.lines;
+    if length < marked.bytes {
+        return Ok(Some(Sound { bytes: marked.line_start, lines, unmarked: 0 }));
+    }
+    let mut sound = Sound { bytes: marked.line_start, lines, unmarked: 0 };
+    let (mut offset, mut zeros) = (marked.line_start, 0);
+    while let Fetched::Bytes(bytes) = log.read(offset, READ_BYTES, Io::MayBlock)?
+        && !bytes.is_empty()
+    {
+        let text = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+        zeros = if text == 0 { zeros } else { 0 } + (bytes.len() - text) as u64;
+        let whole = whole_lines(&bytes[..text]);
+        if whole > 0 {
+            sound.bytes = offset + whole as u64;
+            sound.lines += count_lines(&bytes[..whole]);
+        }
+        offset += bytes.len() as u64;
+    }
+    sound.unmarked = offset - sound.bytes.max(marked.bytes);
+    Ok((zeros > 0).then_some(sound))
+}

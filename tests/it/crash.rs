@@ -1,0 +1,592 @@
+//! What is left when something dies: the service, the writer of a run, or the machine. Processes here are real ones,
+//! and `kill -9` is what ends them.
+
+use std::collections::hash_map::RandomState;
+use std::fs;
+use std::hash::BuildHasher;
+use std::io::Write;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime};
+
+use databuild_logs::{
+    ByteOffset, Client, ClientEnd, ClientEvent, Completion, Durability, Exit, FileLogStore, FileStoreOptions,
+    GapReason, JobMetadata, JobRunId, LogQuery, LogStore, Outcome, ReadEnd, ReadEvent, ReadOptions, RunEnd,
+    RunQuery, RunSpec, StateKind, Stream, View,
+};
+use futures_util::StreamExt;
+use rustix::process::Signal;
+
+use crate::support::cli::{Databuild, Running, until};
+
+/// How often a loop kills: a few dozen seconds by default; `DATABUILD_TEST_KILLS=5000` for a night.
+fn kills() -> u64 {
+    std::env::var("DATABUILD_TEST_KILLS").map_or(100, |count| count.parse().unwrap())
+}
+
+/// Numbers that differ from run to run. A test that fails says with which seed.
+struct Random(u64);
+
+impl Random {
+    fn new() -> Self {
+        let seed = RandomState::new().hash_one(0);
+        eprintln!("seed {seed}");
+        Self(seed)
+    }
+
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % limit
+    }
+
+    fn sleep_up_to(&mut self, longest: Duration) {
+        let micros = u64::try_from(longest.as_micros()).unwrap().max(1);
+        thread::sleep(Duration::from_micros(self.below(micros)));
+    }
+}
+
+fn databuild() -> Databuild {
+    Databuild::new().with("DATABUILD_LOG_MIN_FREE_MB", "0")
+}
+
+/// An address at which a service can come back after it was killed.
+fn free_address() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
+fn serve(databuild: &Databuild, address: &str) -> Running {
+    let service = databuild.start(&["serve", "--listen", address]);
+    service.wait_for("listening on http://");
+    service
+}
+
+fn run_folder(databuild: &Databuild, id: &str) -> PathBuf {
+    databuild.home.path().join("logs/job_runs").join(id)
+}
+
+/// The run's `metadata.json`. Followers hear of an end when the journal tells of it, which is a moment earlier.
+fn metadata(folder: &Path) -> JobMetadata {
+    until(|| folder.join("metadata.json").exists(), || format!("no metadata.json in {}", folder.display()));
+    serde_json::from_slice(&fs::read(folder.join("metadata.json")).unwrap()).unwrap()
+}
+
+/// A job that prints the lines it is told to: `databuild run -- cat`, fed by a thread.
+struct Job {
+    process: Running,
+    feeder: JoinHandle<u64>,
+    enough: Arc<AtomicBool>,
+}
+
+impl Job {
+    fn start(databuild: &Databuild, id: &str, mut random: Random) -> Self {
+        let mut command = databuild.command(&["run", "--quiet", "--id", id, "--", "cat"]);
+        let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+        let mut input = child.stdin.take().unwrap();
+        let enough = Arc::new(AtomicBool::new(false));
+        let stop = Arc::clone(&enough);
+        let feeder = thread::spawn(move || {
+            let mut lines = 0;
+            while !stop.load(Ordering::Relaxed) {
+                for _ in 0..random.below(40) {
+                    lines += 1;
+                    feed(&mut input, &line(lines), random.below(20) == 0);
+                }
+                random.sleep_up_to(Duration::from_millis(20));
+            }
+            lines
+        });
+        Self { process: Running::new(child), feeder, enough }
+    }
+
+    /// Lets it come to its end; how many lines it printed.
+    fn end(self) -> u64 {
+        self.enough.store(true, Ordering::Relaxed);
+        let lines = self.feeder.join().unwrap();
+        self.process.done().code(0);
+        lines
+    }
+}
+
+/// Writes a line, sometimes in two pieces with a moment between them.
+fn feed(input: &mut ChildStdin, line: &str, in_pieces: bool) {
+    let (one, two) = line.split_at(if in_pieces { line.len() / 2 } else { 0 });
+    if in_pieces {
+        input.write_all(one.as_bytes()).unwrap();
+        thread::sleep(Duration::from_millis(3));
+    }
+    input.write_all(two.as_bytes()).unwrap();
+}
+
+fn line(number: u64) -> String {
+    format!("this is line number {number} of the job\n")
+}
+
+/// What a follower was given.
+struct Followed {
+    lines: u64,
+    reconnects: u64,
+    end: Completion,
+}
+
+/// Follows a run to its end over however many connections; every line is checked as it comes.
+async fn follow(client: Client, id: JobRunId, view: View) -> Followed {
+    let mut events = client.read(&id, LogQuery { follow: true, ..LogQuery::new(view) });
+    let (mut lines, mut reconnects) = (0, 0);
+    while let Some(event) = events.next().await {
+        match event.unwrap() {
+            ClientEvent::Lines(batch) => {
+                for found in batch.lines() {
+                    lines += 1;
+                    assert_eq!(found.number.0, lines, "{id}: a line was lost or repeated");
+                    assert_eq!(found.text, line(lines).trim_end().as_bytes(), "{id}: line {lines}");
+                }
+            }
+            ClientEvent::Gap(gap) => panic!("{id}: {gap:?}"),
+            ClientEvent::Reconnecting(_) => reconnects += 1,
+            ClientEvent::End(ClientEnd::Complete(end)) => return Followed { lines, reconnects, end },
+            ClientEvent::End(end) => panic!("{id}: {end:?}"),
+        }
+    }
+    panic!("{id}: no end");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_service_is_killed_over_and_over_and_no_follower_loses_or_repeats_a_line() {
+    let databuild = databuild();
+    let address = free_address();
+    let mut random = Random::new();
+    let mut service = serve(&databuild, &address);
+    let jobs: Vec<_> = (0..3)
+        .map(|n| (format!("job-{n}"), Job::start(&databuild, &format!("job-{n}"), Random::new())))
+        .collect();
+    let followers: Vec<_> = jobs
+        .iter()
+        .flat_map(|(id, _)| [(id, View::STDOUT), (id, View::All)])
+        .map(|(id, view)| {
+            let client = Client::new(&format!("http://{address}"), None).unwrap();
+            (id.clone(), tokio::spawn(follow(client, id.parse().unwrap(), view)))
+        })
+        .collect();
+    // A client that never reached its service gives up; from here on all of them go on.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for _ in 0..kills() {
+        // Long enough to be reached most of the time, and short enough to be killed while it opens its index.
+        random.sleep_up_to(Duration::from_millis(400));
+        service.signal(Signal::KILL);
+        drop(service);
+        service = databuild.start(&["serve", "--listen", &address]);
+    }
+    service.wait_for("listening on http://");
+    let printed: Vec<_> = jobs.into_iter().map(|(id, job)| (id, job.end())).collect();
+    let mut reconnects = 0;
+    for (id, follower) in followers {
+        let followed = tokio::time::timeout(Duration::from_secs(120), follower).await.unwrap().unwrap();
+        let expected = printed.iter().find(|(job, _)| *job == id).unwrap().1;
+        assert_eq!(followed.lines, expected, "{id}");
+        assert_eq!((followed.end.exit_code, followed.end.dropped_bytes), (Some(0), 0), "{id}");
+        reconnects += followed.reconnects;
+    }
+    assert!(reconnects >= kills() / 10, "only {reconnects} reconnects: nothing was tried");
+    for (id, lines) in printed {
+        assert_eq!(metadata(&run_folder(&databuild, &id)).stdout.lines, lines);
+    }
+}
+
+/// Lines that every job of [`a_killed_writer_leaves_a_run_that_is_lost_or_finished_and_never_half`] prints.
+const PRINTED: u64 = 200;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_writer_leaves_a_run_that_is_lost_or_finished_and_never_half() {
+    let databuild = databuild();
+    let mut random = Random::new();
+    let script = format!(
+        "n=0; while [ $n -lt {PRINTED} ]; do n=$((n+1)); echo this is line number $n of the job; done"
+    );
+    let run = |id: &str, script: &str| databuild.start(&["run", "--id", id, "--", "sh", "-c", script]);
+    // Two whose end is certain; the first tells how long a whole life is.
+    let began = Instant::now();
+    run("whole", &script).done().code(0);
+    let life = began.elapsed();
+    let mut endless = run("endless", "echo this is line number 1 of the job; exec sleep 1000");
+    endless.line();
+    endless.signal(Signal::KILL);
+    endless.done();
+    let mut printed = vec![("whole".to_owned(), PRINTED), ("endless".to_owned(), 1)];
+    // The first half dies under the eyes of a service, the second is found when one comes.
+    let mut service = Some(serve(&databuild, &free_address()));
+    for n in 0..kills() {
+        if n == kills() / 2 {
+            drop(service.take());
+        }
+        let id = format!("killed-{n}");
+        let process = run(&id, &script);
+        random.sleep_up_to(life + life / 4);
+        process.signal(Signal::KILL);
+        let seen = process.done().stdout;
+        // What came out of the tool had gone into the log before.
+        printed.push((id, seen.iter().filter(|&&byte| byte == b'\n').count() as u64));
+    }
+    drop(service);
+    let options = FileStoreOptions { min_free_bytes: 0, ..FileStoreOptions::default() };
+    let store = FileLogStore::open(databuild.home.path().join("logs"), options).unwrap();
+    let (mut lost, mut finished) = (0, 0);
+    for (id, acknowledged) in printed {
+        let folder = run_folder(&databuild, &id);
+        if !folder.exists() {
+            assert_eq!(acknowledged, 0, "{id} printed and has no folder");
+            continue;
+        }
+        let found = metadata(&folder);
+        let lines = check_lines(&store, &id, &found).await;
+        assert!(lines >= acknowledged, "{id}: {acknowledged} lines were acknowledged, {lines} are there");
+        match found.state.kind() {
+            StateKind::Lost => lost += 1,
+            StateKind::Succeeded => {
+                finished += 1;
+                assert_eq!(lines, PRINTED, "{id}");
+            }
+            other => panic!("{id} is {other}"),
+        }
+    }
+    assert!(lost > 0 && finished > 0, "{lost} lost, {finished} finished");
+}
+
+/// Reads a run's standard output, which must be a beginning of what its job prints, and agree with its metadata.
+async fn check_lines(store: &FileLogStore, id: &str, metadata: &JobMetadata) -> u64 {
+    let id = id.parse().unwrap();
+    let mut events = store.read(&id, ReadOptions { follow: true, ..ReadOptions::new(View::All) }).unwrap();
+    let mut lines = 0;
+    while let Some(event) = events.next().await {
+        match event.unwrap() {
+            ReadEvent::Lines(batch) => {
+                for found in batch.lines() {
+                    lines += 1;
+                    assert_eq!(found.number.0, lines, "{id}");
+                    assert_eq!(found.text, line(lines).trim_end().as_bytes(), "{id}");
+                }
+            }
+            ReadEvent::Gap { gap, .. } => panic!("{id}: {gap:?}"),
+            ReadEvent::End(ReadEnd::Complete(end)) => {
+                assert_eq!(*end, *metadata, "the store and the file agree");
+                assert_eq!((metadata.stdout.lines, metadata.stderr.lines), (lines, 0), "{id}");
+                return lines;
+            }
+            ReadEvent::End(end) => panic!("{id}: {end:?}"),
+        }
+    }
+    panic!("{id}: no end");
+}
+
+#[test]
+fn a_run_whose_writer_is_killed_is_told_as_lost_at_once() {
+    let databuild = databuild();
+    let address = free_address();
+    let service = serve(&databuild, &address);
+    let mut writer = databuild.start(&["run", "--id", "r", "--", "sh", "-c", "echo on; exec sleep 1000"]);
+    assert_eq!(writer.line(), "on");
+    let asking = Databuild::asking(format!("http://{address}"));
+    let mut follower = asking.start(&["logs", "-f", "--exit-status", "r"]);
+    assert_eq!(follower.line(), "on");
+    let killed = Instant::now();
+    writer.signal(Signal::KILL);
+    drop(writer);
+    let done = follower.done();
+    // Asked once a second; the rest is for a machine that is busy with other things.
+    assert!(killed.elapsed() < Duration::from_secs(10), "{:?}", killed.elapsed());
+    assert!(done.stderr.contains("lost"), "{}", done.stderr);
+    assert_ne!(done.code, Some(0));
+    let found = metadata(&run_folder(&databuild, "r"));
+    assert_eq!((found.state.kind(), found.stdout.lines), (StateKind::Lost, 1));
+    asking.run(&["runs", "--state", "lost"]).code(0);
+    drop(service);
+}
+
+#[test]
+fn a_second_service_on_the_same_folder_is_refused_and_hurts_nobody() {
+    let databuild = databuild();
+    let address = free_address();
+    let _service = serve(&databuild, &address);
+    databuild.start(&["serve", "--listen", "127.0.0.1:0"]).done().code(1).says("in use by another process");
+    databuild.run(&["run", "--quiet", "--id", "r", "--", "echo", "still here"]).code(0);
+    let asking = Databuild::asking(format!("http://{address}"));
+    assert_eq!(asking.run(&["logs", "-f", "r"]).code(0).text(), "still here\n");
+}
+
+#[test]
+fn a_folder_that_is_moved_away_under_the_service_comes_back_whole() {
+    let databuild = databuild();
+    let address = free_address();
+    let service = serve(&databuild, &address);
+    let mut command = databuild.command(&["run", "--quiet", "--id", "r", "--", "sh", "-c", "cat; exit 3"]);
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let job = Running::new(child);
+    input.write_all(line(1).as_bytes()).unwrap();
+    let asking = Databuild::asking(format!("http://{address}"));
+    let mut follower = asking.start(&["logs", "-f", "r"]);
+    assert_eq!(follower.line(), line(1).trim_end());
+    let logs = databuild.home.path().join("logs");
+    let away = databuild.home.path().join("away");
+    fs::rename(&logs, &away).unwrap();
+    input.write_all(line(2).as_bytes()).unwrap();
+    drop(input);
+    // The job is not hurt; its end is in the journal, if not where `metadata.json` was to be.
+    job.done().code(3);
+    assert_eq!(fs::read_to_string(away.join("job_runs/r/stdout.log")).unwrap(), [line(1), line(2)].concat());
+    // The service still answers, whatever it knows.
+    asking.run(&["runs"]).code(0);
+    if logs.exists() {
+        fs::remove_dir_all(&logs).unwrap();
+    }
+    fs::rename(&away, &logs).unwrap();
+    // A follower was told that the folder is gone, or saw it come back.
+    let followed = follower.done();
+    assert!(
+        followed.stderr.contains("evicted") || followed.stderr.contains("failed with exit code 3"),
+        "{followed:?}"
+    );
+    drop(service);
+    // What was interrupted is completed by the next one.
+    let address = free_address();
+    let _service = serve(&databuild, &address);
+    let asking = Databuild::asking(format!("http://{address}"));
+    let done = asking.run(&["logs", "-f", "r"]).code(0).says("failed with exit code 3");
+    assert_eq!(done.text(), [line(1), line(2)].concat());
+    assert_eq!(metadata(&run_folder(&databuild, "r")).stdout.lines, 2);
+}
+
+/// What a power cut makes of the end of a file.
+#[derive(Clone, Copy, Debug)]
+enum Cut {
+    /// It is shorter.
+    Short,
+    /// It is as long as it was, and the rest of it is zeros.
+    Zeros,
+}
+
+impl Cut {
+    fn apply(self, path: &Path, at: u64) {
+        let file = fs::File::options().write(true).open(path).unwrap();
+        let length = file.metadata().unwrap().len();
+        file.set_len(at).unwrap();
+        if matches!(self, Self::Zeros) {
+            file.set_len(length).unwrap();
+        }
+    }
+}
+
+/// Makes files and folder look as if they were written before the machine was started.
+fn make_old(folder: &Path) {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    for path in entries.chain([folder.to_owned()]) {
+        let file = fs::File::open(path).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000)).unwrap();
+    }
+}
+
+/// Batches that a run of the power-cut tests appends: whole lines, halves of lines, and a log behind its last mark.
+const BATCHES: [&str; 6] = ["a1\na2\n", "a3\na", "4\n", "a5\na6\na7\na8\n", "a9\nhal", "f is all\n"];
+
+/// Writes a run and gives where its log and its journal stood after each batch. It never ends: its writer holds no
+/// lock in the copy that is made of its files.
+fn write_half_a_run(from: &FileLogStore, id: &JobRunId, folder: &Path) -> Vec<(u64, u64)> {
+    let mut writer = from.start(RunSpec::new(id.clone()).command(["make"])).unwrap();
+    let length = |name: &str| fs::metadata(folder.join(name)).unwrap().len();
+    let mut points = vec![(0, length("journal"))];
+    for batch in BATCHES {
+        writer.append(Stream::Stdout, batch.as_bytes()).unwrap();
+        writer.flush().unwrap();
+        points.push((length("stdout.log"), length("journal")));
+    }
+    std::mem::forget(writer);
+    points
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+/// Whatever a power cut leaves of the log and of the journal, each on its own: what is told of the run is true. Lines
+/// are those that were written, each under its number, and what is missing is said to be.
+#[tokio::test]
+async fn after_a_power_cut_an_unfinished_run_is_lost_with_whole_lines_and_honest_gaps() {
+    let home = tempfile::tempdir().unwrap();
+    let written = home.path().join("written");
+    // Hundreds of runs, none of which has to survive this test.
+    let unsynced = FileStoreOptions { durability: Durability::None, ..FileStoreOptions::default() };
+    let writing = FileLogStore::open_folder(&written, unsynced.clone()).unwrap();
+    let cut_store = home.path().join("cut");
+    let mut cases = Vec::new();
+    for n in 0.. {
+        let id: JobRunId = format!("r{n}").parse().unwrap();
+        let folder = written.join("job_runs").join(id.as_str());
+        let points = write_half_a_run(&writing, &id, &folder);
+        // Every place where a batch ended, and some within.
+        let log_cuts: Vec<u64> = points.iter().map(|point| point.0).chain([4, 16]).collect();
+        let within_record = points[2].1 + 3;
+        let journal_cuts: Vec<u64> = points.iter().map(|point| point.1).chain([within_record]).collect();
+        let count = 4 * log_cuts.len() * journal_cuts.len();
+        if n == count {
+            break;
+        }
+        let (cut_log, cut_journal) = [
+            (Cut::Short, Cut::Short),
+            (Cut::Short, Cut::Zeros),
+            (Cut::Zeros, Cut::Short),
+            (Cut::Zeros, Cut::Zeros),
+        ][n % 4];
+        let (log_at, journal_at) = (log_cuts[n / 4 % log_cuts.len()], journal_cuts[n / 4 / log_cuts.len()]);
+        let (log_end, journal_end) = *points.last().unwrap();
+        let copy = cut_store.join("job_runs").join(id.as_str());
+        copy_folder(&folder, &copy);
+        cut_log.apply(&copy.join("stdout.log"), log_at.min(log_end));
+        cut_journal.apply(&copy.join("journal"), journal_at.min(journal_end));
+        make_old(&copy);
+        let marked = points.iter().rev().find(|point| point.1 <= journal_at).unwrap().0;
+        cases.push((id, (cut_log, log_at.min(log_end)), (cut_journal, journal_at), marked));
+    }
+    let store = FileLogStore::open(&cut_store, unsynced).unwrap();
+    let text = BATCHES.concat();
+    let expected: Vec<_> = text.lines().collect();
+    for (id, log, journal, marked) in cases {
+        let what = format!("{id}: log {log:?}, journal {journal:?}");
+        let survived = &text[..usize::try_from(log.1).unwrap()];
+        let mut events =
+            store.read(&id, ReadOptions { follow: true, ..ReadOptions::new(View::STDOUT) }).unwrap();
+        let (mut at, mut given, mut lost) = (0, 0, 0);
+        let end = loop {
+            match events.next().await.unwrap().unwrap() {
+                ReadEvent::Lines(batch) => {
+                    for line in batch.lines() {
+                        (at, given) = (at + 1, given + 1);
+                        assert_eq!(line.number.0, at, "{what}");
+                        let expected = expected[at as usize - 1].as_bytes();
+                        let is_last = given >= survived.lines().count() as u64;
+                        assert!(
+                            line.text == expected || (is_last && expected.starts_with(line.text)),
+                            "{what}: line {at} is {:?}",
+                            String::from_utf8_lossy(line.text)
+                        );
+                    }
+                }
+                ReadEvent::Gap { gap, .. } => {
+                    assert_eq!((gap.after.0, gap.reason), (at, GapReason::Corrupt), "{what}");
+                    at += gap.lines;
+                    lost += gap.lines;
+                }
+                ReadEvent::End(ReadEnd::Complete(end)) => break *end,
+                ReadEvent::End(end) => panic!("{what}: {end:?}"),
+            }
+        };
+        assert_eq!(end.state.kind(), StateKind::Lost, "{what}");
+        assert_eq!(end.spec.command, ["make"], "{what}");
+        assert_eq!(end.stdout.lines, at, "{what}");
+        assert_eq!(end.stdout.dropped_lines, lost, "{what}");
+        // Nothing that survived is kept back, but for the beginning of a line that is cut.
+        assert!(given >= survived.matches('\n').count() as u64, "{what}: {given} lines");
+        let missing = marked > log.1 || (matches!(log.0, Cut::Zeros) && log.1 < text.len() as u64);
+        assert_eq!(lost > 0, missing, "{what}: {lost} lines are said to be missing");
+        assert_eq!(metadata(&cut_store.join("job_runs").join(id.as_str())), end, "{what}");
+    }
+}
+
+/// What was acknowledged stays, whatever becomes of the runs beside it and of the index.
+#[tokio::test]
+async fn after_a_power_cut_a_run_that_had_ended_is_what_it_was() {
+    let home = tempfile::tempdir().unwrap();
+    let store = FileLogStore::open(home.path(), FileStoreOptions::default()).unwrap();
+    let id: JobRunId = "done".parse().unwrap();
+    let mut writer = store.start(RunSpec::new(id.clone())).unwrap();
+    // Zeros of the job's own are no sign of a power cut.
+    writer.append(Stream::Stdout, b"one\n\0\0\0\ntwo\0\0").unwrap();
+    let acknowledged = writer.finish(RunEnd::now(Outcome::Exited(Exit::Code(0)))).unwrap();
+    drop(store);
+    let folder = home.path().join("job_runs/done");
+    make_old(&folder);
+    fs::remove_file(home.path().join("index.redb")).unwrap();
+    // Of a run that had just begun there is a folder, and nothing in it that was synced.
+    let begun = home.path().join("job_runs/begun");
+    fs::create_dir(&begun).unwrap();
+    for name in ["stdout.log", "stderr.log"] {
+        fs::write(begun.join(name), "").unwrap();
+    }
+    fs::write(begun.join("journal"), [0; 300]).unwrap();
+    make_old(&begun);
+    let store = FileLogStore::open(home.path(), FileStoreOptions::default()).unwrap();
+    assert_eq!(store.run(&id).unwrap(), acknowledged);
+    assert_eq!(acknowledged.stdout.bytes, 13);
+    let length = usize::try_from(acknowledged.stdout.bytes).unwrap();
+    let bytes = store.read_bytes(&id, Stream::Stdout, ByteOffset(0), length).unwrap();
+    assert_eq!(bytes, &b"one\n\0\0\0\ntwo\0\0"[..]);
+    assert_eq!(store.run(&"begun".parse().unwrap()).unwrap().state.kind(), StateKind::Lost);
+    assert_eq!(metadata(&begun).state.kind(), StateKind::Lost);
+}
+
+#[test]
+fn what_a_killed_writer_had_only_prepared_is_removed() {
+    let home = tempfile::tempdir().unwrap();
+    let prepared = |name: &str| {
+        let folder = home.path().join("job_runs").join(name);
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("journal"), "").unwrap();
+        make_old(&folder);
+        folder
+    };
+    let (abandoned, in_use, by_others) = (prepared(".a.1-0.new"), prepared(".b.1-0.new"), prepared(".c"));
+    let fresh = home.path().join("job_runs/.d.1-0.new");
+    fs::create_dir(&fresh).unwrap();
+    let journal = fs::File::open(in_use.join("journal")).unwrap();
+    rustix::fs::flock(&journal, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let store = FileLogStore::open(home.path(), FileStoreOptions::default()).unwrap();
+    // It looks around in the background; this waits for it.
+    store.runs(&RunQuery::default()).unwrap();
+    assert!(!abandoned.exists());
+    assert!(in_use.exists() && by_others.exists() && fresh.exists());
+}
+
+/// The names of durability promise what the calls to the system keep.
+#[test]
+fn each_durability_syncs_what_its_name_says_and_no_more() {
+    let syncs = |durability: &str| {
+        let databuild = databuild().with("DATABUILD_LOG_DURABILITY", durability);
+        let trace = databuild.home.path().join("trace");
+        let script = "echo one; sleep 2.5; echo two; sleep 2.5; echo three";
+        let tool = databuild.command(&["run", "--quiet", "--id", "r", "--", "sh", "-c", script]);
+        let mut command = std::process::Command::new("strace");
+        command.args(["-f", "-qq", "-y", "-e", "trace=fsync,fdatasync,rename", "-o"]).arg(&trace);
+        command.arg(tool.get_program()).args(tool.get_args());
+        for (name, value) in tool.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        Running::new(child.expect("strace is installed")).done().code(0);
+        let calls = fs::read_to_string(trace).unwrap();
+        let (before_end, end) = calls.split_once("rename(").unwrap();
+        let count = |text: &str, file: &str| {
+            text.lines().filter(|call| call.contains("sync(") && call.contains(&format!("{file}>"))).count()
+        };
+        (count(before_end, "/r/stdout.log"), count(before_end, "/r/journal"), count(end, "/r"))
+    };
+    thread::scope(|scope| {
+        let [none, on_finish, periodic] =
+            ["none", "on-finish", "1"].map(|durability| scope.spawn(move || syncs(durability)));
+        assert_eq!(none.join().unwrap(), (0, 0, 0));
+        assert_eq!(on_finish.join().unwrap(), (1, 1, 1));
+        let (log, journal, folder) = periodic.join().unwrap();
+        assert!(
+            (3..=4).contains(&log) && (3..=4).contains(&journal) && folder == 1,
+            "{log}, {journal}, {folder}"
+        );
+    });
+}
