@@ -20,9 +20,6 @@ const METADATA: &str = "metadata.json";
 
 /// The most bytes of a `metadata.json` that are read.
 const MAX_METADATA: u64 = 16 * 1024 * 1024;
-/// A folder in which a run is prepared has its journal locked long before it is this old.
-const ABANDONED: Duration = Duration::from_secs(60);
-
 /// A log folder.
 #[derive(Clone, Debug)]
 pub(crate) struct Layout {
@@ -46,6 +43,11 @@ impl Layout {
 
     pub(crate) fn index(&self) -> PathBuf {
         self.root.join("index.redb")
+    }
+
+    /// An index that is being made, until it takes the place of the other.
+    pub(crate) fn new_index(&self) -> PathBuf {
+        self.root.join("index.redb.new")
     }
 
     pub(crate) fn run(&self, id: &JobRunId) -> RunFolder {
@@ -81,48 +83,77 @@ impl Layout {
 
     /// The ids of all run folders, in no order.
     pub(crate) fn list_runs(&self) -> Result<Vec<JobRunId>, LogError> {
-        let entries = match fs::read_dir(&self.job_runs) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(LogError::io("listing", &self.job_runs)(error)),
-        };
-        let mut ids = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(LogError::io("listing", &self.job_runs))?;
-            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
-            if let Some(id) =
-                entry.file_name().to_str().and_then(|name| name.parse().ok()).filter(|_| is_folder)
-            {
-                ids.push(id);
-            }
-        }
-        Ok(ids)
+        Ok(self.list()?.runs)
     }
 
-    /// Removes folders of runs that were prepared and never appeared: whoever prepared them is gone, for their
-    /// journals are not locked, and they are older than the moment that passes before one is.
-    pub(crate) fn remove_abandoned(&self) {
-        let entries = fs::read_dir(&self.job_runs).into_iter().flatten().flatten();
+    /// What there is beside each other in the folder of runs.
+    pub(crate) fn list(&self) -> Result<Listing, LogError> {
+        let mut listing = Listing::default();
+        let entries = match fs::read_dir(&self.job_runs) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(listing),
+            Err(error) => return Err(LogError::io("listing", &self.job_runs)(error)),
+        };
         for entry in entries {
+            let entry = entry.map_err(LogError::io("listing", &self.job_runs))?;
             let name = entry.file_name();
-            let is_prepared =
-                name.to_str().is_some_and(|name| name.starts_with('.') && name.ends_with(".new"));
-            let is_old = || entry.metadata().ok()?.modified().ok()?.elapsed().ok().map(|age| age > ABANDONED);
-            if is_prepared && is_old() == Some(true) {
-                let folder = RunFolder { path: entry.path() };
-                let is_locked = File::open(folder.journal()).is_ok_and(|journal| {
-                    flock(&journal, FlockOperation::NonBlockingLockShared) == Err(Errno::WOULDBLOCK)
-                });
-                if !is_locked {
-                    folder.discard();
-                }
+            let Some(name) = name.to_str().filter(|_| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            else {
+                continue;
+            };
+            if let Ok(id) = name.parse() {
+                listing.runs.push(id);
+            } else if name.starts_with('.') && name.ends_with(".new") {
+                listing.prepared.push(RunFolder { path: entry.path() });
             }
         }
+        Ok(listing)
     }
 
     /// The run that a path is in, or is the folder of.
     pub(crate) fn run_of(&self, path: &Path) -> Option<JobRunId> {
         path.strip_prefix(&self.job_runs).ok()?.components().next()?.as_os_str().to_str()?.parse().ok()
+    }
+}
+
+/// What there is in the folder of runs.
+#[derive(Debug, Default)]
+pub(crate) struct Listing {
+    /// The ids of run folders, in no order.
+    pub(crate) runs: Vec<JobRunId>,
+    /// Folders of runs that are being prepared, or were when their writer died.
+    pub(crate) prepared: Vec<RunFolder>,
+}
+
+/// Keeps a log folder's index to one process for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct StoreLock {
+    file: File,
+}
+
+impl Drop for StoreLock {
+    /// A process that is just being started has this file open too, until it is what it becomes: closing it here
+    /// would not be enough.
+    fn drop(&mut self) {
+        let _ = flock(&self.file, FlockOperation::Unlock);
+    }
+}
+
+impl StoreLock {
+    /// Takes the lock that stands beside an index.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::InUse`] if somebody else has it, or what the disk said.
+    pub(crate) fn take(index: &Path) -> Result<Self, LogError> {
+        let path = index.with_file_name("LOCK");
+        let file = File::options().write(true).create(true).truncate(false).open(&path);
+        let file = file.map_err(LogError::io("opening", &path))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Self { file }),
+            Err(Errno::WOULDBLOCK) => Err(LogError::InUse { path: index.to_owned() }),
+            Err(errno) => Err(LogError::io("locking", path)(errno.into())),
+        }
     }
 }
 
@@ -220,6 +251,31 @@ impl RunFolder {
             let _ = fs::remove_file(&new);
             LogError::io("writing", &path)(error)
         })
+    }
+
+    /// What writers that died left of a `metadata.json` that they had not finished.
+    pub(crate) fn unfinished_metadata(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        let is_unfinished = |entry: &fs::DirEntry| {
+            let name = entry.file_name();
+            name.to_str().is_some_and(|name| name.starts_with(".metadata.json.") && name.ends_with(".new"))
+        };
+        entries.filter(is_unfinished).map(|entry| entry.path()).collect()
+    }
+
+    /// Removes what writers that died left behind. The caller knows that no writer lives.
+    pub(crate) fn remove_unfinished_metadata(&self) {
+        for path in self.unfinished_metadata() {
+            if let Err(error) = fs::remove_file(&path) {
+                tracing::warn!(path = %path.display(), %error, "what a dead writer left stays behind");
+            }
+        }
+    }
+
+    /// How long ago something in the folder appeared or went.
+    pub(crate) fn age(&self) -> Duration {
+        let changed = fs::metadata(&self.path).and_then(|folder| folder.modified());
+        changed.ok().and_then(|changed| changed.elapsed().ok()).unwrap_or_default()
     }
 
     /// Removes a folder that was prepared and is not needed.

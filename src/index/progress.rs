@@ -3,6 +3,8 @@
 //! A writer and whoever replays its journal go through the same two types, so an index rebuilt from journals is
 //! the index that was.
 
+use memchr::memchr;
+
 use crate::journal::{Arrival, What};
 use crate::line::{Stream, UnixMicros};
 use crate::run::{Gap, StreamTotals};
@@ -114,14 +116,14 @@ pub(crate) struct LineCheckpoint {
 
 /// Decides which places are kept: in each stream the first line that starts 64 KiB or more behind the last one
 /// kept, and of the run as a whole every 1,024th record.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Checkpointer {
     next_offset: [u64; 2],
     records: u32,
 }
 
 /// What a [`Checkpointer`] found worth keeping.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Checkpoints {
     pub(crate) line: Option<LineCheckpoint>,
     pub(crate) progress: Option<Progress>,
@@ -142,10 +144,26 @@ impl Checkpointer {
         Self { next_offset: [Self::EVERY_BYTES; 2], records: 0 }
     }
 
+    /// One that goes on right behind a kept place of the run as a whole, and behind the last kept line of each stream
+    /// before it.
+    pub(crate) const fn behind_a_place(next_offset: [u64; 2]) -> Self {
+        Self { next_offset, records: 0 }
+    }
+
     /// The first place in a log file at which a line that starts there would be kept. A writer ends a mark just
     /// before the first such line, so that the place is known from the journal alone.
     pub(crate) const fn next_offset(&self, stream: Stream) -> u64 {
         self.next_offset[stream.index()]
+    }
+
+    /// How many of the bytes that stand at `offset` of a log belong together: those before the first line that would
+    /// be kept, or all of them.
+    pub(crate) fn piece(&self, stream: Stream, offset: u64, bytes: &[u8]) -> usize {
+        // A line that starts there has its `\n` before it one byte earlier.
+        let last = self.next_offset(stream) - 1;
+        let from = usize::try_from(last.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let end = bytes.get(from..).and_then(|rest| memchr(b'\n', rest));
+        end.map_or(bytes.len(), |end| from + end + 1)
     }
 
     /// Looks at the progress after a record of `stream`.
@@ -165,4 +183,15 @@ impl Checkpointer {
         }
         found
     }
+}
+
+/// From where a run is followed on without looking at what came before.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Resume {
+    /// When the run started: a journal that says otherwise is another one.
+    pub(crate) started_at: UnixMicros,
+    pub(crate) progress: Progress,
+    pub(crate) checkpointer: Checkpointer,
+    /// The holes before it.
+    pub(crate) gaps: Vec<GapAt>,
 }

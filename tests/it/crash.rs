@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 use databuild_logs::{
     ByteOffset, Client, ClientEnd, ClientEvent, Completion, Durability, Exit, FileLogStore, FileStoreOptions,
     GapReason, JobMetadata, JobRunId, LogQuery, LogStore, Outcome, ReadEnd, ReadEvent, ReadOptions, RunEnd,
-    RunSpec, StateKind, Stream, View,
+    RunQuery, RunSpec, StateKind, Stream, View,
 };
 use futures_util::StreamExt;
 use rustix::process::Signal;
@@ -545,7 +545,9 @@ fn what_a_killed_writer_had_only_prepared_is_removed() {
     fs::create_dir(&fresh).unwrap();
     let journal = fs::File::open(in_use.join("journal")).unwrap();
     rustix::fs::flock(&journal, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    drop(FileLogStore::open(home.path(), FileStoreOptions::default()).unwrap());
+    let store = FileLogStore::open(home.path(), FileStoreOptions::default()).unwrap();
+    // It looks around in the background; this waits for it.
+    store.runs(&RunQuery::default()).unwrap();
     assert!(!abandoned.exists());
     assert!(in_use.exists() && by_others.exists() && fresh.exists());
 }

@@ -10,6 +10,7 @@ mod damage;
 mod format;
 mod fulldisk;
 mod http;
+mod index;
 mod layers;
 mod model;
 mod runner;

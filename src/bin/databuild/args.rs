@@ -52,6 +52,9 @@ pub(crate) enum Command {
     Logs(LogsArgs),
     /// List runs, newest first
     Runs(RunsArgs),
+    /// Look after the index of a log folder, while no service has it
+    #[command(subcommand)]
+    Index(IndexCommand),
 }
 
 #[derive(Debug, Args)]
@@ -131,6 +134,64 @@ pub(crate) struct RunsArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum RunsFormat {
     Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum IndexCommand {
+    /// Make the index anew from the run folders
+    Rebuild(RebuildArgs),
+    /// Compare files, journals, index and metadata; exits with 1 if something does not agree
+    Check(CheckArgs),
+    /// Give the space in the index that is not used back to the file system
+    Compact(OfflineArgs),
+    /// Show every row of the index, with run ids in place of run numbers
+    Dump(DumpArgs),
+}
+
+/// What all that needs the index for itself takes.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct OfflineArgs {
+    /// Wait until no service and no other command has the index
+    #[arg(long)]
+    pub(crate) wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RebuildArgs {
+    #[command(flatten)]
+    pub(crate) offline: OfflineArgs,
+    /// text: a summary; json: an object
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) output: RunsFormat,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    pub(crate) offline: OfflineArgs,
+    /// Read every log, count its lines and look at every checkpoint
+    #[arg(long)]
+    pub(crate) deep: bool,
+    /// Mend what can be mended, and say what was done; exits with 0 if everything agrees then
+    #[arg(long)]
+    pub(crate) repair: bool,
+    /// text: a line a finding; json: an object
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) output: RunsFormat,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DumpArgs {
+    #[command(flatten)]
+    pub(crate) offline: OfflineArgs,
+    /// json: an object a line
+    #[arg(short, long, value_name = "FORMAT", default_value = "json")]
+    pub(crate) output: DumpFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DumpFormat {
     Json,
 }
 

@@ -5,7 +5,9 @@ use std::sync::{Arc, Weak};
 
 use crate::error::LogError;
 use crate::index::{Changes, Committed, Index};
+use crate::store::file::reconcile::mend;
 use crate::store::file::shared::{Shared, Tracked};
+use crate::store::file::writer::disk_bytes;
 
 pub(crate) fn commit_waiting(shared: &Weak<Shared>) -> Committed {
     let Some(shared) = shared.upgrade() else { return Committed::Done };
@@ -18,6 +20,7 @@ pub(crate) fn commit_waiting(shared: &Weak<Shared>) -> Committed {
 
 /// Writes what waits to the index, and lets go of runs that are over and written.
 pub(crate) fn commit_all(shared: &Shared, index: &Index) -> Committed {
+    mend(shared, index);
     let mut changes = Changes::default();
     let mut written = Vec::new();
     for tracked in shared.all_tracked() {
@@ -26,11 +29,17 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) -> Committed {
         }
         let run = tracked.run();
         let Some(number) = run.number else { continue };
+        let was_over = run.is_over();
         if !tracked.is_settled() {
             // For the index it goes on until its `metadata.json` is written: whoever opens the store next is to
             // look at it again.
             continue;
         }
+        // What a run takes up on disk is known when its writer has written all of it.
+        let disk_bytes = match &tracked {
+            Tracked::Foreign(_) if was_over => Some(disk_bytes(&run.folder)),
+            _ => None,
+        };
         let mut state = run.state();
         if !state.waiting.dirty {
             let is_over = state.run.state.is_over();
@@ -41,7 +50,12 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) -> Committed {
             }
             continue;
         }
+        if state.run.state.is_over() && !was_over {
+            // It has just ended, and is looked at once more.
+            continue;
+        }
         state.waiting.dirty = false;
+        state.disk_bytes = disk_bytes.unwrap_or(state.disk_bytes);
         changes.runs.push((number, state.record()));
         changes.lines.extend(state.waiting.lines.iter().map(|&at| (number, at)));
         changes.progress.extend(state.waiting.places.iter().map(|&at| (number, at)));
@@ -55,10 +69,9 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) -> Committed {
         Ok(()) => {
             let mut runs = shared.runs();
             for (run, lines, places) in written {
-                let settled = runs.by_id.get(&run.id).is_none_or(Tracked::is_settled);
                 let mut state = run.state();
                 state.waiting.committed(lines, places);
-                if settled && state.run.state.is_over() && !state.waiting.dirty {
+                if state.run.state.is_over() && !state.waiting.dirty {
                     runs.remove(&run);
                 }
             }

@@ -6,11 +6,32 @@ use crate::error::LogError;
 use crate::index::{Index, RunNumber};
 use crate::line::UnixMicros;
 use crate::run::{JobMetadata, JobRunId, StateKind};
+use crate::store::file::reconcile::mend;
 use crate::store::file::shared::Shared;
 use crate::store::{RunCursor, RunPage, RunQuery};
 
 /// How much later than its folder a run can have started: the file system's clock ticks every few milliseconds.
 const COARSE_MICROS: u64 = 20_000;
+
+/// Lists runs of a store with an index once every folder is known. An index that fails or is made anew in the
+/// meantime is asked again when it knows every folder again.
+pub(crate) fn list_when_known(shared: &Shared, index: &Index, query: &RunQuery) -> Result<RunPage, LogError> {
+    let mut failed = false;
+    loop {
+        let renewals = shared.renewals();
+        shared.wait_until_discovered();
+        let listed = list_indexed(shared, index, query);
+        match listed {
+            Err(LogError::Index { .. }) if !failed => {
+                failed = true;
+                mend(shared, index);
+            }
+            Err(error) => return Err(error),
+            Ok(page) if shared.renewals() == renewals || shared.is_closed() => return Ok(page),
+            Ok(_) => {}
+        }
+    }
+}
 
 /// Lists runs of a store with an index; a cursor is a run number.
 pub(crate) fn list_indexed(shared: &Shared, index: &Index, query: &RunQuery) -> Result<RunPage, LogError> {

@@ -18,7 +18,7 @@ use crate::run::{JobMetadata, JobRunId, Tombstone};
 
 /// The most checkpoints that wait for the index; beyond that every second one is let go, and the searches that
 /// would have used it take twice as long.
-const MAX_WAITING: usize = 16_384;
+pub(crate) const MAX_WAITING: usize = 16_384;
 
 /// A run that can be read. It may be over already.
 #[derive(Debug)]

@@ -1,7 +1,11 @@
 //! The store that keeps runs in files.
 
 mod adopt;
+mod check;
+mod check_run;
 mod commit;
+mod derive;
+mod dump;
 mod durability;
 mod lines;
 mod list;
@@ -9,9 +13,13 @@ mod live;
 mod marks;
 mod places;
 mod power;
+mod rebuild;
+mod reconcile;
+mod repair;
 mod shared;
 mod source;
 mod space;
+mod tracker;
 mod watch;
 mod writer;
 
@@ -24,7 +32,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::error::LogError;
-use crate::index::{Changes, Committer, Index};
+use crate::index::{Committer, Index};
 use crate::layout::Layout;
 use crate::line::{ByteOffset, LineNumber, Stream, View};
 use crate::logfile::{Fetched, Io, ReadFile};
@@ -32,13 +40,16 @@ use crate::run::{JobMetadata, JobRunId, RunSpec};
 use crate::store::file::commit::commit_waiting;
 use crate::store::file::durability::Syncer;
 use crate::store::file::lines::{LineReader, Reach, Taken};
-use crate::store::file::list::{list_folders, list_indexed};
+use crate::store::file::list::{list_folders, list_when_known};
 use crate::store::file::places::Places;
 use crate::store::file::shared::{Shared, shut_down};
 use crate::store::file::writer::OwnRun;
 use crate::store::{LogStore, Outcome, ReadOptions, ReadStream, RunEnd, RunPage, RunQuery, RunWriter, Start};
 
+pub use check::{CheckOptions, CheckReport, Finding, FindingKind, Repair, check_index, compact_index};
+pub use dump::dump_index;
 pub use durability::Durability;
+pub use rebuild::{RebuildProgress, RebuildReport, UnreadableRun, rebuild_index};
 
 /// How much is read at once to find a place.
 const READ_BYTES: usize = 64 * 1024;
@@ -97,9 +108,12 @@ impl FileLogStore {
         let layout = Layout::new(folder.as_ref());
         layout.create()?;
         let index = Arc::new(Index::open(layout.index())?);
-        layout.remove_abandoned();
-        let last_number = index.last_number()?;
-        let live = index.live_runs()?;
+        let known = || Ok((index.last_number()?, index.live_runs()?));
+        let (last_number, live) = match known() {
+            // Everything in it can be had from the folders again.
+            Err(LogError::Index { .. }) if index.mend(|| ())? => known()?,
+            known => known?,
+        };
         let store = Self { shared: Arc::new(Shared::new(layout, options, Some(index), last_number)) };
         let shared = &store.shared;
         let weak = Arc::downgrade(shared);
@@ -107,27 +121,17 @@ impl FileLogStore {
             .map_err(LogError::io("starting a thread for", shared.layout.index()))?;
         let _ = shared.committer.set(committer);
         store.start_syncer()?;
-        if let Some(index) = &shared.index
-            && !live.is_empty()
-        {
-            index.forget_places(live.iter().map(|&(number, _)| number))?;
-        }
-        let mut forgotten = Vec::new();
+        shared.forget_places_behind_resumes(&live)?;
         for (number, record) in live {
             match shared.adopt(record.run.id(), Some(number)) {
                 Ok(_) => {}
-                Err(LogError::NotFound { .. }) => forgotten.push(number),
+                Err(LogError::NotFound { .. }) => shared.forget_rows(number),
                 Err(error) => {
                     tracing::error!(%error, run = %record.run.id(), "a run can't be taken up again")
                 }
             }
         }
-        if let Some(index) = &shared.index
-            && !forgotten.is_empty()
-        {
-            index.commit(&Changes { forgotten, ..Changes::default() })?;
-        }
-        shared.watch()?.discover_all();
+        shared.watch()?.begin();
         Ok(store)
     }
 
@@ -240,10 +244,7 @@ impl LogStore for FileLogStore {
             return Err(LogError::Closed);
         }
         match &self.shared.index {
-            Some(index) => {
-                self.shared.wait_until_discovered();
-                list_indexed(&self.shared, index, query)
-            }
+            Some(index) => list_when_known(&self.shared, index, query),
             None => list_folders(&self.shared, query),
         }
     }

@@ -1,13 +1,15 @@
 //! What all handles of a file store share: the runs in memory, and what becomes of them.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use futures_util::{FutureExt, StreamExt, stream};
 use tokio::sync::watch;
 
 use crate::error::LogError;
+use crate::index::codec::RunRecord;
+use crate::index::progress::Resume;
 use crate::index::{Committer, Index, Known, RunNumber, Urgency};
 use crate::layout::Layout;
 use crate::line::{Stream, UnixMicros};
@@ -18,6 +20,7 @@ use crate::store::file::commit::commit_all;
 use crate::store::file::durability::Syncer;
 use crate::store::file::live::{LiveRun, finished};
 use crate::store::file::source::FileSource;
+use crate::store::file::tracker::ends_a_record;
 use crate::store::file::watch::Watch;
 use crate::store::file::writer::OwnRun;
 use crate::store::follow::drive;
@@ -45,6 +48,10 @@ pub(crate) struct Shared {
     /// Whether every folder that was there when the store was opened is known.
     discovered: Mutex<bool>,
     discovery: Condvar,
+    /// Whether the index was made anew and the runs are to be numbered again.
+    renewed: AtomicBool,
+    /// How often it was.
+    renewals: AtomicU64,
     pub(crate) closed: Arc<AtomicBool>,
 }
 
@@ -104,6 +111,8 @@ impl Shared {
             options,
             discovered: Mutex::new(index.is_none()),
             discovery: Condvar::new(),
+            renewed: AtomicBool::new(false),
+            renewals: AtomicU64::new(0),
             index,
             committer: OnceLock::new(),
             syncer: OnceLock::new(),
@@ -160,6 +169,48 @@ impl Shared {
         self.discovery.notify_all();
     }
 
+    /// Says that the index was made anew: every folder has to be taken up again.
+    pub(crate) fn set_renewed(&self) {
+        let mut discovered = self.discovered.lock().unwrap_or_else(PoisonError::into_inner);
+        self.renewed.store(true, Ordering::Release);
+        self.renewals.fetch_add(1, Ordering::AcqRel);
+        *discovered = false;
+    }
+
+    /// How often the index was made anew.
+    pub(crate) fn renewals(&self) -> u64 {
+        self.renewals.load(Ordering::Acquire)
+    }
+
+    /// Says that all folders are known now, unless the index was made anew in the meantime.
+    pub(crate) fn set_discovered_unless_renewed(&self) -> bool {
+        let mut discovered = self.discovered.lock().unwrap_or_else(PoisonError::into_inner);
+        *discovered = !self.renewed.load(Ordering::Acquire);
+        self.discovery.notify_all();
+        *discovered
+    }
+
+    /// Whether the index was made anew since this was last asked.
+    pub(crate) fn take_renewed(&self) -> bool {
+        self.renewed.swap(false, Ordering::AcqRel)
+    }
+
+    /// Takes the rows of a run whose folder is gone out of the index.
+    pub(crate) fn forget_rows(&self, number: RunNumber) {
+        self.runs().forgotten.push(number);
+        self.nudge(Urgency::Soon);
+    }
+
+    /// This number, if it was given before, or else the next one.
+    pub(crate) fn claim_number(&self, number: RunNumber) -> RunNumber {
+        let mut runs = self.runs();
+        if number > runs.last_number {
+            runs.last_number += 1;
+            return runs.last_number;
+        }
+        number
+    }
+
     fn next_number(&self) -> Option<RunNumber> {
         self.index.as_ref()?;
         let mut runs = self.runs();
@@ -167,7 +218,8 @@ impl Shared {
         Some(runs.last_number)
     }
 
-    fn nudge(&self, urgency: Urgency) {
+    /// Has what waits written to the index.
+    pub(crate) fn nudge(&self, urgency: Urgency) {
         if urgency == Urgency::Soon && self.nudged.swap(true, Ordering::Relaxed) {
             return;
         }
@@ -180,8 +232,14 @@ impl Shared {
         if self.is_closed() {
             return Err(LogError::Closed);
         }
-        let known = match &self.index {
-            Some(index) => index.find(&spec.id)?,
+        let known = match self.index.as_ref().map(|index| index.find(&spec.id)) {
+            Some(Ok(known)) => known,
+            Some(Err(error @ LogError::Closed)) => return Err(error),
+            // A run begins whatever becomes of the index.
+            Some(Err(error)) => {
+                tracing::warn!(%error, run = %spec.id, "starting the run without the index");
+                None
+            }
             None => None,
         };
         let id = spec.id.clone();
@@ -251,7 +309,9 @@ impl Shared {
         // Watched first, so that nothing written in between is missed.
         let watch = self.watch()?;
         watch.add(&folder);
-        let foreign = Arc::new(ForeignRun::open(&self.layout, id, number.or_else(|| self.next_number()))?);
+        let resume = number.and_then(|number| self.resume(number));
+        let number = number.or_else(|| self.next_number());
+        let foreign = Arc::new(ForeignRun::open(&self.layout, id, number, resume)?);
         self.end_if_lost(&foreign)?;
         let run = {
             let mut runs = self.runs();
@@ -280,6 +340,32 @@ impl Shared {
         self.announce();
         self.nudge(if run.is_over() { Urgency::Now } else { Urgency::Soon });
         Ok(run)
+    }
+
+    /// Takes what the index knows of runs that were live behind the places from which they are followed on.
+    pub(crate) fn forget_places_behind_resumes(
+        &self,
+        live: &[(RunNumber, RunRecord)],
+    ) -> Result<(), LogError> {
+        let Some(index) = self.index.as_ref().filter(|_| !live.is_empty()) else { return Ok(()) };
+        let places = live.iter().map(|(number, record)| {
+            let resume = self.resume(*number);
+            let place = resume.map(|resume| resume.progress);
+            let id = record.run.id();
+            let is_there = place.is_some_and(|at| ends_a_record(&self.layout.run(id), at.journal));
+            (*number, place.filter(|_| is_there))
+        });
+        index.forget_places_behind(&places.collect::<Vec<_>>())
+    }
+
+    /// From where a run that the index knows is followed on. Without such a place its journal is read from the
+    /// beginning.
+    fn resume(&self, number: RunNumber) -> Option<Resume> {
+        let found = self.index.as_ref()?.resume(number);
+        found.unwrap_or_else(|error| {
+            tracing::warn!(%error, number, "a run is taken up from its beginning");
+            None
+        })
     }
 
     /// Ends a run whose writer is gone; what ended properly gets the `metadata.json` that it lacks.
@@ -388,7 +474,7 @@ impl Shared {
         id: JobRunId,
         options: ReadOptions,
     ) -> Result<ReadStream, LogError> {
-        self.watch()?;
+        self.watch()?.begin();
         let mut appeared = self.appeared.subscribe();
         let shared = Arc::clone(self);
         let waiting = async move {
@@ -495,6 +581,7 @@ pub(crate) fn shut_down(shared: &Shared) -> Option<LogError> {
     if let Some(index) = &shared.index {
         // The committer's last round may have come before the last change.
         commit_all(shared, index);
+        shared.set_discovered();
         return index.close().err();
     }
     None

@@ -245,6 +245,16 @@ impl OwnRun {
         written.map(|()| run)
     }
 
+    /// Ends the journal of a run whose end is known already.
+    pub(crate) fn end_as(&self, run: &JobMetadata) -> Result<(), LogError> {
+        let mut half = self.half();
+        half.write_marks();
+        match half.files.take() {
+            Some(mut files) => files.end(&mut run.clone(), &self.run.folder),
+            None => Err(finished(&self.run.id)),
+        }
+    }
+
     /// Makes what was appended since the last time survive a power cut.
     pub(crate) fn sync(&self) -> Result<(), LogError> {
         let (files, lengths) = {

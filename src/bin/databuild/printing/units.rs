@@ -11,7 +11,7 @@ pub(super) fn duration(ms: u64) -> String {
 }
 
 /// `17 B`, `3.4 kB`, `12 MB`.
-pub(super) fn bytes(count: u64) -> String {
+pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 6] = ["kB", "MB", "GB", "TB", "PB", "EB"];
     if count < 1000 {
         return format!("{count} B");

@@ -1,0 +1,161 @@
+//! Writing to the index: what runs have to say, all of it or none.
+
+use redb::{ReadableTable, WriteTransaction};
+
+use crate::error::LogError;
+use crate::index::codec::{self, RunRecord};
+use crate::index::handle::{Failure, Index};
+use crate::index::progress::{LineCheckpoint, Progress};
+use crate::index::schema::{self, RunNumber};
+use crate::line::Stream;
+use crate::run::Tombstone;
+
+/// What a commit writes.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    /// Runs whose rows are taken out before anything is written: their folders are gone, or their rows are wrong.
+    pub(crate) forgotten: Vec<RunNumber>,
+    /// Runs that are new, or whose record changed.
+    pub(crate) runs: Vec<(RunNumber, RunRecord)>,
+    /// Places of lines, in rising order for each run and stream.
+    pub(crate) lines: Vec<(RunNumber, LineCheckpoint)>,
+    /// Places in journals.
+    pub(crate) progress: Vec<(RunNumber, Progress)>,
+    /// What is left of runs that were evicted.
+    pub(crate) tombstones: Vec<Tombstone>,
+}
+
+impl Changes {
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.rows() == 0
+    }
+
+    /// How many rows that is, more or less.
+    pub(crate) const fn rows(&self) -> usize {
+        self.runs.len()
+            + self.lines.len()
+            + self.progress.len()
+            + self.forgotten.len()
+            + self.tombstones.len()
+    }
+
+    pub(super) fn put(&self, transaction: &WriteTransaction) -> Result<(), Failure> {
+        for &number in &self.forgotten {
+            forget_run(transaction, number)?;
+        }
+        put_runs(transaction, &self.runs)?;
+        let mut lines = transaction.open_table(schema::CHECKPOINTS)?;
+        for (number, at) in &self.lines {
+            let value = (at.offset, at.time.0, codec::checkpoint_sum(*number, at));
+            lines.insert((*number, at.stream.index() as u8, at.line), value)?;
+        }
+        let mut times = transaction.open_table(schema::TIMES)?;
+        for (number, progress) in &self.progress {
+            let value = codec::encode_progress(*number, progress);
+            times.insert((*number, progress.time.0), value.as_slice())?;
+        }
+        let mut tombstones = transaction.open_table(schema::TOMBSTONES)?;
+        for stone in &self.tombstones {
+            tombstones.insert(stone.id.as_str(), codec::encode_tombstone(stone).as_slice())?;
+        }
+        Ok(())
+    }
+}
+
+impl Index {
+    /// Writes changes, all or none, and syncs the disk.
+    pub(crate) fn commit(&self, changes: &Changes) -> Result<(), LogError> {
+        self.write(|transaction| changes.put(transaction))
+    }
+
+    /// Lets go of the places that are kept of runs behind where they are followed on from: they are derived again, and
+    /// after a power cut the index can know of more than the files do.
+    pub(crate) fn forget_places_behind(
+        &self,
+        runs: &[(RunNumber, Option<Progress>)],
+    ) -> Result<(), LogError> {
+        self.write(|transaction| {
+            for (number, place) in runs {
+                forget_places(transaction, *number, place.as_ref())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Says that the index holds everything.
+    pub(crate) fn set_complete(&self) -> Result<(), LogError> {
+        self.write(|transaction| {
+            transaction.open_table(schema::META)?.insert(schema::COMPLETE, [1].as_slice())?;
+            Ok(())
+        })
+    }
+}
+
+fn put_runs(transaction: &WriteTransaction, runs: &[(RunNumber, RunRecord)]) -> Result<(), Failure> {
+    let mut ids = transaction.open_table(schema::RUN_IDS)?;
+    let mut records = transaction.open_table(schema::RUNS)?;
+    let mut live = transaction.open_table(schema::LIVE)?;
+    let mut evictable = transaction.open_table(schema::EVICTABLE)?;
+    let mut partitions = transaction.open_multimap_table(schema::PARTITIONS)?;
+    for (number, record) in runs {
+        ids.insert(record.run.id().as_str(), number)?;
+        records.insert(number, codec::encode_run(*number, record).as_slice())?;
+        for partition in &record.run.spec.building_partitions {
+            partitions.insert(partition.as_str(), number)?;
+        }
+        if let Some(ended) = record.run.state.ended() {
+            live.remove(number)?;
+            evictable.insert((ended.0, *number), record.disk_bytes)?;
+        } else {
+            live.insert(number, ())?;
+        }
+    }
+    Ok(())
+}
+
+fn forget_run(transaction: &WriteTransaction, number: RunNumber) -> Result<(), Failure> {
+    let record = {
+        let mut records = transaction.open_table(schema::RUNS)?;
+        let removed = records.remove(number)?;
+        removed.and_then(|value| codec::decode_run(number, value.value()).ok())
+    };
+    transaction.open_table(schema::LIVE)?.remove(number)?;
+    forget_places(transaction, number, None)?;
+    let Some(record) = record else { return Ok(()) };
+    let id = record.run.id().as_str();
+    let mut ids = transaction.open_table(schema::RUN_IDS)?;
+    // The id may have another number by now.
+    if ids.get(id)?.is_some_and(|known| known.value() == number) {
+        ids.remove(id)?;
+    }
+    let mut partitions = transaction.open_multimap_table(schema::PARTITIONS)?;
+    for partition in &record.run.spec.building_partitions {
+        partitions.remove(partition.as_str(), number)?;
+    }
+    if let Some(ended) = record.run.state.ended() {
+        transaction.open_table(schema::EVICTABLE)?.remove((ended.0, number))?;
+    }
+    Ok(())
+}
+
+/// Takes out the places of a run behind this one, or all of them.
+fn forget_places(
+    transaction: &WriteTransaction,
+    number: RunNumber,
+    place: Option<&Progress>,
+) -> Result<(), Failure> {
+    let mut checkpoints = transaction.open_table(schema::CHECKPOINTS)?;
+    let mut times = transaction.open_table(schema::TIMES)?;
+    let Some(place) = place else {
+        checkpoints.retain_in((number, 0, 0)..=(number, u8::MAX, u64::MAX), |_, _| false)?;
+        times.retain_in((number, 0)..=(number, u64::MAX), |_, _| false)?;
+        return Ok(());
+    };
+    for stream in Stream::BOTH {
+        let (side, lines) = (stream.index() as u8, place.of(stream).lines);
+        let behind = (number, side, lines.saturating_add(1))..=(number, side, u64::MAX);
+        checkpoints.retain_in(behind, |_, _| false)?;
+    }
+    times.retain_in((number, place.time.0.saturating_add(1))..=(number, u64::MAX), |_, _| false)?;
+    Ok(())
+}

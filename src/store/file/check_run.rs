@@ -1,0 +1,306 @@
+//! What there is to find in the folder of one run, and in the rows that lead to it.
+
+use std::fs;
+
+use crate::error::LogError;
+use crate::index::codec::RunRecord;
+use crate::index::progress::{GapAt, LineCheckpoint, Progress};
+use crate::index::{Index, Known, RunNumber};
+use crate::layout::RunFolder;
+use crate::line::Stream;
+use crate::logfile::{Fetched, Io, ReadFile, count_lines};
+use crate::run::{JobMetadata, JobRunId};
+use crate::store::file::check::{Check, FindingKind, Repair, remove};
+use crate::store::file::derive::{Derived, Standing, derive};
+use crate::store::file::live::MAX_WAITING;
+use crate::store::file::tracker::SCAN_BYTES;
+
+/// What a repair is left to: see [`mend_run`](super::repair::mend_run).
+const LATER: fn() -> Result<Repair, LogError> = || Ok(Repair::NotAsked);
+
+/// Looks at one run and notes what does not agree.
+pub(crate) fn check_run(check: &mut Check, id: &JobRunId) -> Result<(), LogError> {
+    let folder = check.layout.run(id);
+    let known = match check.index() {
+        Some(index) => match index.find(id)? {
+            Some(Known::Run(number, record)) => Some((number, *record)),
+            _ => None,
+        },
+        None => None,
+    };
+    if !check.options.deep
+        && let Some((_, record)) = &known
+        && is_plain_and_as_known(&folder, record)?
+    {
+        return Ok(());
+    }
+    let (mut lines, mut places) = (Vec::new(), Vec::new());
+    let derived = derive(&folder, id, |found| {
+        lines.extend(found.line);
+        places.extend(found.progress);
+        Ok(())
+    })?;
+    lines.sort_unstable_by_key(|at: &LineCheckpoint| (at.stream, at.line));
+    if derived.standing == Standing::Live {
+        check.report.live += 1;
+        return Ok(());
+    }
+    for path in folder.unfinished_metadata() {
+        let detail = format!("{} was being written", path.display());
+        check.found(FindingKind::Leftover, Some(id), detail, || remove(&path))?;
+    }
+    journal(check, id, &derived)?;
+    if derived.standing != Standing::Abandoned {
+        metadata(check, id, &folder, &derived)?;
+        logs(check, id, &folder, &derived)?;
+        if check.options.deep {
+            count_all(check, id, &folder, &derived, &lines)?;
+        }
+        rows(check, id, known, &derived, &lines, &places)?;
+    }
+    Ok(())
+}
+
+/// Whether a run without a journal is over and its logs are as long as the index says; to count their lines is left
+/// to a deep check.
+fn is_plain_and_as_known(folder: &RunFolder, record: &RunRecord) -> Result<bool, LogError> {
+    if record.has_journal || !record.run.state.is_over() || folder.journal().exists() {
+        return Ok(false);
+    }
+    let as_long =
+        Stream::BOTH.iter().all(|&stream| length(folder, stream) == record.run.totals(stream).bytes);
+    Ok(as_long && folder.read_metadata().is_ok_and(|found| found.is_none_or(|run| same(&run, &record.run))))
+}
+
+/// Whether two documents tell the same, but for how much the streams hold and for fields that others added.
+fn same(a: &JobMetadata, b: &JobMetadata) -> bool {
+    (&a.spec, a.started_at, a.state, &a.note) == (&b.spec, b.started_at, b.state, &b.note)
+}
+
+fn length(folder: &RunFolder, stream: Stream) -> u64 {
+    fs::metadata(folder.log(stream)).map_or(0, |file| file.len())
+}
+
+fn journal(check: &mut Check, id: &JobRunId, derived: &Derived) -> Result<(), LogError> {
+    let (torn, at) = (derived.torn, derived.progress.journal);
+    match derived.standing {
+        Standing::Abandoned => {
+            let detail = "it has no end, and its writer is gone".to_owned();
+            check.found(FindingKind::Abandoned, Some(id), detail, LATER)?;
+        }
+        Standing::OverByMetadata => {
+            let detail = format!("the journal ends at byte {at}, before the run does");
+            check.found(FindingKind::JournalDamaged, Some(id), detail, LATER)?;
+        }
+        Standing::Over | Standing::Live => {}
+    }
+    if !derived.record.has_journal && check.layout.run(id).journal().exists() {
+        let why = "the lines are counted in the logs, and when they arrived is not known".to_owned();
+        let detail = "the journal has no sound beginning".to_owned();
+        check.found(FindingKind::JournalDamaged, Some(id), detail, || Ok(Repair::Impossible { why }))?;
+    }
+    if torn > 0 && derived.standing != Standing::OverByMetadata {
+        let detail = format!("{torn} bytes behind the last sound record, at byte {at}");
+        check.found(FindingKind::JournalTorn, Some(id), detail, LATER)?;
+    }
+    Ok(())
+}
+
+fn metadata(check: &mut Check, id: &JobRunId, folder: &RunFolder, derived: &Derived) -> Result<(), LogError> {
+    let (kind, detail) = match folder.read_metadata() {
+        Ok(Some(written)) if !derived.record.has_journal || agrees(&written, &derived.record.run) => {
+            return Ok(());
+        }
+        Ok(None) if !derived.record.has_journal => return Ok(()),
+        Ok(Some(_)) => {
+            (FindingKind::MetadataDiffers, "metadata.json tells something else than the journal".to_owned())
+        }
+        Ok(None) => {
+            (FindingKind::MetadataMissing, "the run is over and there is no metadata.json".to_owned())
+        }
+        Err(LogError::Corrupt { what, .. }) => {
+            (FindingKind::MetadataDiffers, format!("metadata.json can't be read: {what}"))
+        }
+        Err(error) => return Err(error),
+    };
+    check.found(kind, Some(id), detail, LATER)
+}
+
+/// Whether `metadata.json` is what the journal says; others may have added fields to it since.
+fn agrees(written: &JobMetadata, journal: &JobMetadata) -> bool {
+    let other = journal.other.clone();
+    JobMetadata { other, ..written.clone() } == *journal
+}
+
+fn logs(check: &mut Check, id: &JobRunId, folder: &RunFolder, derived: &Derived) -> Result<(), LogError> {
+    for stream in Stream::BOTH {
+        let (is, was) = (length(folder, stream), derived.record.run.totals(stream).bytes);
+        let detail = format!("{stream}.log has {is} bytes, of which the run wrote {was}");
+        if is < was {
+            let why = format!("{} bytes are lost", was - is);
+            check.found(FindingKind::LogShort, Some(id), detail, || Ok(Repair::Impossible { why }))?;
+        } else if is > was {
+            let why = "nothing tells what the bytes behind its end are".to_owned();
+            check.found(FindingKind::LogLong, Some(id), detail, || Ok(Repair::Impossible { why }))?;
+        }
+    }
+    Ok(())
+}
+
+/// Counts the lines of both logs, and looks whether each checkpoint stands where as many lines have ended.
+fn count_all(
+    check: &mut Check,
+    id: &JobRunId,
+    folder: &RunFolder,
+    derived: &Derived,
+    lines: &[LineCheckpoint],
+) -> Result<(), LogError> {
+    for stream in Stream::BOTH {
+        let of_stream = lines.iter().filter(|at| at.stream == stream);
+        let gaps: Vec<_> = derived.record.gaps.iter().filter(|at| at.gap.stream == stream).collect();
+        let totals = derived.record.run.totals(stream);
+        if length(folder, stream) != totals.bytes {
+            continue;
+        }
+        let mut log = Counting::new(folder, stream)?;
+        let mut wrong = None;
+        for at in of_stream {
+            let lost: u64 =
+                gaps.iter().filter(|gap| ends_before(gap, at.line)).map(|gap| gap.gap.lines).sum();
+            log.count_to(at.offset)?;
+            if log.lines + lost != at.line || log.last != Some(b'\n') {
+                wrong.get_or_insert_with(|| {
+                    let (offset, line, is) = (at.offset, at.line, log.lines + lost);
+                    format!("{line} lines end before byte {offset} of {stream}.log by the journal, {is} by the log")
+                });
+            }
+        }
+        log.count_to(totals.bytes)?;
+        let unterminated = u64::from(log.last.is_some_and(|last| last != b'\n'));
+        let counted = log.lines + unterminated + totals.dropped_lines;
+        if counted != totals.lines {
+            let lines = totals.lines;
+            wrong.get_or_insert(format!("{stream}.log has {counted} lines, and {lines} by what was written"));
+        }
+        if let Some(detail) = wrong {
+            let why = "which of the two is right can't be told".to_owned();
+            check.found(FindingKind::LinesDiffer, Some(id), detail, || Ok(Repair::Impossible { why }))?;
+        }
+    }
+    Ok(())
+}
+
+const fn ends_before(gap: &GapAt, line: u64) -> bool {
+    gap.gap.after.0.saturating_add(gap.gap.lines) <= line
+}
+
+/// Counts lines from the beginning of a log on.
+struct Counting {
+    file: Option<ReadFile>,
+    offset: u64,
+    lines: u64,
+    last: Option<u8>,
+}
+
+impl Counting {
+    fn new(folder: &RunFolder, stream: Stream) -> Result<Self, LogError> {
+        let file = ReadFile::open_if_there(&folder.log(stream))?;
+        Ok(Self { file, offset: 0, lines: 0, last: None })
+    }
+
+    fn count_to(&mut self, end: u64) -> Result<(), LogError> {
+        let Some(file) = &mut self.file else { return Ok(()) };
+        while self.offset < end {
+            let length = usize::try_from(end - self.offset).unwrap_or(usize::MAX).min(SCAN_BYTES);
+            let Fetched::Bytes(bytes) = file.read(self.offset, length, Io::MayBlock)? else { break };
+            let Some(&last) = bytes.last() else { break };
+            self.lines += count_lines(&bytes);
+            self.offset += bytes.len() as u64;
+            self.last = Some(last);
+        }
+        Ok(())
+    }
+}
+
+/// Compares the rows of a run with what its folder gives.
+fn rows(
+    check: &mut Check,
+    id: &JobRunId,
+    known: Option<(RunNumber, RunRecord)>,
+    derived: &Derived,
+    lines: &[LineCheckpoint],
+    places: &[Progress],
+) -> Result<(), LogError> {
+    let Some(index) = check.index() else { return Ok(()) };
+    let Some((number, record)) = known else {
+        let detail = "the index does not know the run".to_owned();
+        return check.found(FindingKind::Orphan, Some(id), detail, LATER);
+    };
+    let standing = index.standing(number, &record)?;
+    let is_indexed =
+        !standing.live && standing.evictable == Some(record.disk_bytes) && standing.found_by_partition;
+    // What a folder takes up on disk changes when it is copied.
+    let same = RunRecord { disk_bytes: record.disk_bytes, ..derived.record.clone() } == record;
+    let differences = differences(index, number, lines, places)?;
+    if !same || !is_indexed {
+        let detail = if same {
+            "the index does not find it by its end or its partitions".to_owned()
+        } else if record.run.state == derived.record.run.state {
+            "the index has other facts of the run than its folder".to_owned()
+        } else {
+            let (was, is) = (record.run.state.kind(), derived.record.run.state.kind());
+            format!("the run is {was} in the index and {is} by its folder")
+        };
+        check.found(FindingKind::RecordDiffers, Some(id), detail, LATER)?;
+    }
+    if let Some(detail) = differences {
+        check.found(FindingKind::PlacesDiffer, Some(id), detail, LATER)?;
+    }
+    Ok(())
+}
+
+/// What is wrong with a run's places in the index.
+fn differences(
+    index: &Index,
+    number: RunNumber,
+    lines: &[LineCheckpoint],
+    places: &[Progress],
+) -> Result<Option<String>, LogError> {
+    let mut of_lines = Difference::new(lines);
+    index.checkpoints(number, |at| of_lines.next(&at))?;
+    let mut of_places = Difference::new(places);
+    index.places(number, |at| of_places.next(&at))?;
+    Ok(of_lines.describe("lines").or_else(|| of_places.describe("the journal")))
+}
+
+/// Compares rows in rising order with those that there should be.
+struct Difference<'a, T> {
+    expected: &'a [T],
+    at: usize,
+    found: usize,
+    wrong: usize,
+}
+
+impl<'a, T: PartialEq> Difference<'a, T> {
+    const fn new(expected: &'a [T]) -> Self {
+        Self { expected, at: 0, found: 0, wrong: 0 }
+    }
+
+    fn next(&mut self, row: &T) {
+        self.found += 1;
+        match self.expected[self.at..].iter().position(|expected| expected == row) {
+            Some(skipped) => self.at += skipped + 1,
+            None => self.wrong += 1,
+        }
+    }
+
+    fn describe(&self, what: &str) -> Option<String> {
+        let (found, expected, wrong) = (self.found, self.expected.len(), self.wrong);
+        // So many can't have waited for the index: every second one of them was let go of.
+        let may_lack = expected > MAX_WAITING;
+        if wrong > 0 {
+            return Some(format!("{wrong} of {found} places of {what} are wrong"));
+        }
+        (found < expected && !may_lack).then(|| format!("{found} of {expected} places of {what} are kept"))
+    }
+}
