@@ -26,6 +26,18 @@ pub enum LogError {
         /// The run.
         id: JobRunId,
     },
+    /// The run goes on: only what is over can be treated so.
+    #[error("run {id} is not over yet")]
+    Unfinished {
+        /// The run.
+        id: JobRunId,
+    },
+    /// This store, or this build, does not do that.
+    #[error("{what}")]
+    Unsupported {
+        /// What is not done, and why.
+        what: String,
+    },
     /// The run was evicted; what is left of it says when and why.
     #[error("run {} was evicted at {}: {}", .0.id, .0.evicted_at, .0.reason)]
     Evicted(Box<Tombstone>),
@@ -101,7 +113,11 @@ impl LogError {
     pub(crate) const fn is_about_the_run(&self) -> bool {
         matches!(
             self,
-            Self::NotFound { .. } | Self::AlreadyExists { .. } | Self::Finished { .. } | Self::Evicted(_)
+            Self::NotFound { .. }
+                | Self::AlreadyExists { .. }
+                | Self::Finished { .. }
+                | Self::Unfinished { .. }
+                | Self::Evicted(_)
         )
     }
 

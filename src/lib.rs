@@ -151,10 +151,11 @@ pub use runner::{
 };
 pub use store::{
     Batch, BufferOptions, BufferedLogStore, CheckOptions, CheckReport, CompositeLogStore, CompositeOptions,
-    CutLine, Durability, FileLogStore, FileStoreOptions, Finding, FindingKind, Line, LineTime, Lines,
-    LogStore, Member, MemberHealth, MemberMode, MemoryLogStore, Outcome, ReadEnd, ReadEvent, ReadOptions,
-    ReadStream, RebuildProgress, RebuildReport, Repair, RunCursor, RunEnd, RunPage, RunQuery, RunWriter,
-    Start, StreamOptions, UnreadableRun, check_index, compact_index, conformance, dump_index, rebuild_index,
+    Compression, CutLine, Durability, FileLogStore, FileStoreOptions, Finding, FindingKind, Line, LineTime,
+    Lines, LogStore, Member, MemberHealth, MemberMode, MemoryLogStore, Outcome, ReadEnd, ReadEvent,
+    ReadOptions, ReadStream, RebuildProgress, RebuildReport, Repair, RunCursor, RunEnd, RunPage, RunQuery,
+    RunWriter, Start, StreamOptions, UnreadableRun, check_index, compact_index, conformance, dump_index,
+    rebuild_index,
 };
 pub use wire::{Cursor, Eof, GapNotice, InvalidCursor, LogLine, Problem, RunList};
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::line::{LineNumber, Stream, UnixMicros};
 use crate::run::{Gap, GapReason, JobMetadata, StateKind, Tombstone};
+use crate::store::Compression;
 
 /// The `id:` of an event and the `Last-Event-ID` of a reconnecting client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +140,16 @@ pub struct Problem {
     /// What is left of a run that was evicted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tombstone: Option<Tombstone>,
+}
+
+/// The answer of `POST /api/job_runs/{id}/compress`. How it went can come after the status of the answer is sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Compressed {
+    /// The run is compressed.
+    Done(Compression),
+    /// It is not.
+    Failed(Problem),
 }
 
 #[cfg(test)]

@@ -19,8 +19,8 @@ use serde::de::DeserializeOwned;
 
 use crate::line::{LineNumber, Stream, UnixMicros, View};
 use crate::run::{Completion, JobMetadata, JobRunId, Tombstone};
-use crate::store::{Batch, ReadOptions, RunQuery, Start};
-use crate::wire::{GapNotice, Problem, RunList};
+use crate::store::{Batch, Compression, ReadOptions, RunQuery, Start};
+use crate::wire::{Compressed, GapNotice, Problem, RunList};
 
 pub use error::ClientError;
 
@@ -175,6 +175,19 @@ impl Client {
         self.document(self.url(&[id.as_str()]), Some(id)).await
     }
 
+    /// Compresses a run that is over, and waits until that is done.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run); [`ClientError::Refused`] if the service can't do it.
+    pub async fn compress(&self, id: &JobRunId) -> Result<Compression, ClientError> {
+        let request = self.http.post(self.url(&[id.as_str(), "compress"]));
+        match self.answer(request.header(ACCEPT, "application/json"), Some(id)).await? {
+            Compressed::Done(done) => Ok(done),
+            Compressed::Failed(problem) => Err(self.problem(problem, Some(id))),
+        }
+    }
+
     /// Reads a run's log. A connection that breaks is made again, and the read goes on behind the last line it gave:
     /// without end when it follows, for some seconds when it does not. An error is the last item; if it is
     /// the first too, the service was never reached.
@@ -227,7 +240,15 @@ impl Client {
     }
 
     async fn document<T: DeserializeOwned>(&self, url: Url, id: Option<&JobRunId>) -> Result<T, ClientError> {
-        let response = self.send(self.http.get(url).header(ACCEPT, "application/json"), id).await?;
+        self.answer(self.http.get(url).header(ACCEPT, "application/json"), id).await
+    }
+
+    async fn answer<T: DeserializeOwned>(
+        &self,
+        request: RequestBuilder,
+        id: Option<&JobRunId>,
+    ) -> Result<T, ClientError> {
+        let response = self.send(request, id).await?;
         self.expect_type(&response, "application/json")?;
         let body = self.body(response).await?;
         serde_json::from_slice(&body)
@@ -278,6 +299,7 @@ impl Client {
             (404, _, Some(id)) => ClientError::NotFound { url, id: id.clone() },
             (410, Some(tombstone), _) => ClientError::Evicted(Box::new(tombstone)),
             (401, ..) => ClientError::Unauthorized { url },
+            (403 | 409, ..) => ClientError::Refused { detail: problem.detail },
             (429 | 500.., ..) => self.unavailable(problem.status, problem.detail),
             (400, ..) => ClientError::BadParameter { parameter: problem.parameter, detail: problem.detail },
             (status, ..) => self.protocol(format!("HTTP {status}: {}", problem.detail)),

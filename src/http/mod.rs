@@ -4,6 +4,7 @@
 //! is made on a thread for blocking work.
 
 mod auth;
+mod compress;
 mod json;
 mod params;
 mod problem;
@@ -23,7 +24,7 @@ use axum::extract::{Request, State};
 use axum::http::header::{self, HeaderName, HeaderValue};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 
 use crate::error::LogError;
 use crate::store::{LogStore, RunQuery};
@@ -105,6 +106,7 @@ impl App {
         let api = Router::new()
             .route("/job_runs", get(runs::list))
             .route("/job_runs/{id}", get(runs::one))
+            .route("/job_runs/{id}/compress", post(compress::run))
             .route("/job_runs/{id}/logs/{view}", get(stream::events))
             .route("/job_runs/{id}/logs/{stream}/raw", get(raw::bytes))
             .fallback(unknown_path)

@@ -51,7 +51,11 @@ impl Refusal {
     }
 
     pub(super) fn method() -> Self {
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "only GET and HEAD are known here")
+        Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method-not-allowed",
+            "only GET and HEAD are known here, and POST where something is to be done",
+        )
     }
 
     pub(super) fn unauthorized() -> Self {
@@ -65,6 +69,11 @@ impl Refusal {
             "this service listens on loopback: it goes by localhost, 127.0.0.1 and [::1], not {host:?}"
         );
         Self::new(StatusCode::FORBIDDEN, "foreign-host", detail)
+    }
+
+    pub(super) fn foreign_page(origin: &str) -> Self {
+        let detail = format!("a page of {origin:?} does not tell this service what to do");
+        Self::new(StatusCode::FORBIDDEN, "foreign-page", detail)
     }
 
     /// 416: the range asked for has no byte in these `length` bytes.
@@ -120,6 +129,9 @@ impl From<LogError> for Refusal {
             // The run is in another state than the caller takes it to be in.
             LogError::AlreadyExists { .. } => Self::new(StatusCode::CONFLICT, "already-exists", detail),
             LogError::Finished { .. } => Self::new(StatusCode::CONFLICT, "finished", detail),
+            LogError::Unfinished { .. } => Self::new(StatusCode::CONFLICT, "unfinished", detail),
+            // Another store would do it: nothing that trying again could change.
+            LogError::Unsupported { .. } => Self::new(StatusCode::CONFLICT, "unsupported", detail),
             // Passes: a restart, another process that lets go of the folder, an index that is being rebuilt.
             LogError::Closed => Self::passing("shutting-down", detail),
             LogError::InUse { .. } => Self::passing("in-use", detail),

@@ -30,7 +30,44 @@ pub(crate) struct StandingRows {
     pub(crate) found_by_partition: bool,
 }
 
+/// Runs that are over and not compressed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct NotCompressed {
+    /// The oldest first.
+    pub(crate) runs: Vec<JobRunId>,
+    /// Where to look for more; `None` if there are none.
+    pub(crate) behind: Option<(u64, RunNumber)>,
+}
+
 impl Index {
+    /// The runs that ended at `until` at the latest and are not compressed, from the place of one look on, among so
+    /// many rows.
+    pub(crate) fn not_compressed(
+        &self,
+        from: (u64, RunNumber),
+        until: UnixMicros,
+        rows: usize,
+    ) -> Result<NotCompressed, LogError> {
+        self.read(|transaction| {
+            let runs = transaction.open_table(schema::RUNS)?;
+            let table = transaction.open_table(schema::EVICTABLE)?;
+            let mut found = NotCompressed::default();
+            if from > (until.0, RunNumber::MAX) {
+                return Ok(found);
+            }
+            for row in table.range(from..=(until.0, RunNumber::MAX))?.take(rows) {
+                let (ended, number) = row?.0.value();
+                found.behind = Some((ended, number.saturating_add(1)));
+                let Some(value) = runs.get(number)? else { continue };
+                let record = codec::decode_run(number, value.value()).map_err(damaged)?;
+                if !record.compressed {
+                    found.runs.push(record.run.id().clone());
+                }
+            }
+            Ok(found)
+        })
+    }
+
     /// What is known of an id.
     pub(crate) fn find(&self, id: &JobRunId) -> Result<Option<Known>, LogError> {
         self.read(|transaction| {

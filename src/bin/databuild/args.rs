@@ -116,7 +116,10 @@ pub(crate) enum LogFormat {
 }
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct RunsArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<RunsCommand>,
     /// At most this many
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = at_least_one)]
     pub(crate) limit: u64,
@@ -127,6 +130,22 @@ pub(crate) struct RunsArgs {
     #[arg(long)]
     pub(crate) partition: Option<String>,
     /// text: a table; json: an object a line
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) output: RunsFormat,
+}
+
+/// What can be done with a run that is over.
+#[derive(Debug, Subcommand)]
+pub(crate) enum RunsCommand {
+    /// Compress the logs and the journal of a run that is over; it reads the same
+    Compress(CompressArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompressArgs {
+    /// The run: its id, the beginning of it, or `latest`
+    pub(crate) run: String,
+    /// text: a line; json: an object
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
     pub(crate) output: RunsFormat,
 }

@@ -1,6 +1,7 @@
 //! `databuild`: runs jobs, serves their logs, and shows them.
 
 mod args;
+mod compress;
 mod failure;
 mod index;
 mod locate;

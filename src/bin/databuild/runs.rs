@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use databuild_logs::{JobMetadata, RunQuery, UnixMicros};
 
-use crate::args::{RunsArgs, RunsFormat};
+use crate::args::{RunsArgs, RunsCommand, RunsFormat};
+use crate::compress;
 use crate::failure::Failure;
 use crate::printing::{Table, note, terminal_width};
 use crate::settings::{Settings, runtime};
@@ -15,8 +16,11 @@ use crate::stop;
 /// The most runs that are asked for at once.
 const PAGE: usize = 1000;
 
-/// Lists runs, of the service if one answers, else of the folder.
+/// Lists runs, of the service if one answers, else of the folder; or does something with one.
 pub(crate) fn run(args: RunsArgs, settings: &Settings) -> Result<ExitCode, Failure> {
+    if let Some(RunsCommand::Compress(args)) = args.command {
+        return compress::run(&args, settings);
+    }
     let format = args.output;
     let runs = runtime()?.block_on(async {
         stop::on_interrupt()?;

@@ -91,6 +91,8 @@ pub enum FindingKind {
     LogLong,
     /// The lines of a log are not where, or not as many as, its journal says.
     LinesDiffer,
+    /// A part of a compressed log or journal is not what was written.
+    CompressedDamaged,
     /// A file or folder that somebody was preparing when it died.
     Leftover,
     /// A run folder can't be read.

@@ -4,6 +4,9 @@ mod adopt;
 mod check;
 mod check_run;
 mod commit;
+#[cfg(feature = "compression")]
+mod compress;
+mod compressor;
 mod derive;
 mod dump;
 mod durability;
@@ -33,18 +36,21 @@ use bytes::Bytes;
 
 use crate::error::LogError;
 use crate::index::{Committer, Index};
-use crate::layout::Layout;
+use crate::layout::{Layout, compressed};
 use crate::line::{ByteOffset, LineNumber, Stream, View};
 use crate::logfile::{Fetched, Io, ReadFile};
 use crate::run::{JobMetadata, JobRunId, RunSpec};
 use crate::store::file::commit::commit_waiting;
+use crate::store::file::compressor::Compressor;
 use crate::store::file::durability::Syncer;
 use crate::store::file::lines::{LineReader, Reach, Taken};
 use crate::store::file::list::{list_folders, list_when_known};
 use crate::store::file::places::Places;
 use crate::store::file::shared::{Shared, shut_down};
 use crate::store::file::writer::OwnRun;
-use crate::store::{LogStore, Outcome, ReadOptions, ReadStream, RunEnd, RunPage, RunQuery, RunWriter, Start};
+use crate::store::{
+    Compression, LogStore, Outcome, ReadOptions, ReadStream, RunEnd, RunPage, RunQuery, RunWriter, Start,
+};
 
 pub use check::{CheckOptions, CheckReport, Finding, FindingKind, Repair, check_index, compact_index};
 pub use dump::dump_index;
@@ -67,6 +73,9 @@ pub struct FileStoreOptions {
     pub min_free_bytes: u64,
     /// What a power cut may take.
     pub durability: Durability,
+    /// So long after its end the logs and the journal of a run are compressed, in the background, by a store that was
+    /// opened with its index; `None`: never. A run that is being read is left for later.
+    pub compress_after: Option<Duration>,
 }
 
 impl Default for FileStoreOptions {
@@ -77,11 +86,13 @@ impl Default for FileStoreOptions {
             rescan_interval: Duration::from_secs(30),
             min_free_bytes: 512 * 1024 * 1024,
             durability: Durability::OnFinish,
+            compress_after: None,
         }
     }
 }
 
-/// Keeps every run in a folder of its own: `stdout.log`, `stderr.log`, `metadata.json`, and a journal.
+/// Keeps every run in a folder of its own: `stdout.log`, `stderr.log`, `metadata.json`, and a journal. Of a run that is
+/// over, logs and journal may be compressed; it reads the same.
 ///
 /// Clones share the store.
 #[derive(Clone)]
@@ -132,6 +143,7 @@ impl FileLogStore {
             }
         }
         shared.watch()?.begin();
+        store.start_compressor()?;
         Ok(store)
     }
 
@@ -147,6 +159,14 @@ impl FileLogStore {
         let store = Self { shared: Arc::new(Shared::new(layout, options, None, 0)) };
         store.start_syncer()?;
         Ok(store)
+    }
+
+    fn start_compressor(&self) -> Result<(), LogError> {
+        let Some(after) = self.shared.options.compress_after else { return Ok(()) };
+        let compressor = Compressor::start(Arc::downgrade(&self.shared), after)
+            .map_err(LogError::io("starting a thread for", self.shared.layout.root()))?;
+        let _ = self.shared.compressor.set(compressor);
+        Ok(())
     }
 
     fn start_syncer(&self) -> Result<(), LogError> {
@@ -211,7 +231,13 @@ impl LogStore for FileLogStore {
         let mut reader = LineReader::new(stream, file, place, READ_BYTES);
         reader.skip_to(line);
         let reach = Reach { lines: 0, end, ended: over, gaps: &gaps };
-        while let Taken::Gap(_) = reader.next(reach, Io::MayBlock)? {}
+        loop {
+            match reader.next(reach, Io::MayBlock)? {
+                Taken::Gap(_) => {}
+                Taken::Damaged(line, offset) => reader.pass_over(line, offset),
+                _ => break,
+            }
+        }
         // Fewer lines than that: the read would begin at what comes next.
         Ok(ByteOffset(if reader.line() > lines.max(line) { end } else { reader.offset() }))
     }
@@ -232,6 +258,10 @@ impl LogStore for FileLogStore {
         match file.read(offset.0, length.min(left), Io::MayBlock)? {
             Fetched::Bytes(bytes) => Ok(bytes),
             Fetched::WouldBlock => Ok(Bytes::new()),
+            Fetched::Damaged(sound) => Err(LogError::Corrupt {
+                path: compressed(&run.folder.log(stream)),
+                what: format!("the bytes from {offset} to {} are damaged", sound.offset),
+            }),
         }
     }
 
@@ -247,6 +277,10 @@ impl LogStore for FileLogStore {
             Some(index) => list_when_known(&self.shared, index, query),
             None => list_folders(&self.shared, query),
         }
+    }
+
+    fn compress(&self, id: &JobRunId) -> Result<Compression, LogError> {
+        self.shared.compress(id)
     }
 
     fn close(&self) -> Result<(), LogError> {

@@ -94,9 +94,14 @@ impl Places<'_> {
         if offset == 0 {
             return true;
         }
-        let before = ReadFile::open(&self.run.folder.log(stream))
+        let before = ReadFile::open_when_there(&self.run.folder.log(stream))
             .and_then(|mut file| file.read(offset - 1, 1, Io::MayBlock));
-        let sound = matches!(before, Ok(Fetched::Bytes(byte)) if byte == "\n");
+        let sound = match before {
+            Ok(Fetched::Bytes(byte)) => byte == "\n",
+            // Nothing speaks against it, and whoever reads there is told.
+            Ok(Fetched::Damaged(_)) => true,
+            _ => false,
+        };
         if !sound {
             tracing::error!(run = %self.run.id, %stream, offset, "the index points into a line; scanning instead");
         }

@@ -17,6 +17,7 @@ use crate::run::{JobMetadata, JobRunId, RunSpec, Tombstone};
 use crate::store::file::FileStoreOptions;
 use crate::store::file::adopt::ForeignRun;
 use crate::store::file::commit::commit_all;
+use crate::store::file::compressor::{Compressor, Readers};
 use crate::store::file::durability::Syncer;
 use crate::store::file::live::{LiveRun, finished};
 use crate::store::file::source::FileSource;
@@ -36,6 +37,9 @@ pub(crate) struct Shared {
     pub(crate) committer: OnceLock<Committer>,
     /// Syncs runs that go on, if that is wanted.
     pub(crate) syncer: OnceLock<Syncer>,
+    /// Compresses runs that are over, if that is wanted.
+    pub(crate) compressor: OnceLock<Compressor>,
+    pub(crate) readers: Readers,
     /// Whether the committer knows that something waits.
     pub(crate) nudged: AtomicBool,
     runs: Mutex<Runs>,
@@ -63,6 +67,8 @@ pub(crate) struct Runs {
     starting: HashSet<JobRunId>,
     /// Runs whose folders are gone and that the index still has.
     pub(crate) forgotten: Vec<RunNumber>,
+    /// Runs that are compressed, which the index does not know yet, and the bytes that each takes up on disk.
+    pub(crate) compressed: Vec<(RunNumber, u64)>,
     last_number: RunNumber,
 }
 
@@ -116,6 +122,8 @@ impl Shared {
             index,
             committer: OnceLock::new(),
             syncer: OnceLock::new(),
+            compressor: OnceLock::new(),
+            readers: Readers::default(),
             nudged: AtomicBool::new(false),
             runs: Mutex::new(Runs { last_number, ..Runs::default() }),
             adopting: Mutex::default(),
@@ -372,7 +380,7 @@ impl Shared {
     pub(crate) fn end_if_lost(&self, foreign: &ForeignRun) -> Result<(), LogError> {
         let keeps_store = self.index.is_some();
         if !foreign.run.is_over() && foreign.writer_is_gone()? {
-            if keeps_store && !foreign.has_written_end()? {
+            if keeps_store && !foreign.is_compressed() && !foreign.has_written_end()? {
                 foreign.recover(&self.options)?;
             } else {
                 foreign.report_end()?;
@@ -464,7 +472,8 @@ impl Shared {
     ) -> Result<ReadStream, LogError> {
         let run = self.find(id)?;
         let signal = run.subscribe();
-        let source = FileSource::open(run, self.index.clone(), Arc::clone(&self.closed), options)?;
+        let reading = self.options.compress_after.map(|_| self.readers.begin(id));
+        let source = FileSource::open(run, self.index.clone(), Arc::clone(&self.closed), options, reading)?;
         Ok(drive(Box::new(source), signal))
     }
 
@@ -573,6 +582,9 @@ pub(crate) fn shut_down(shared: &Shared) -> Option<LogError> {
     }
     if let Some(syncer) = shared.syncer.get() {
         syncer.stop();
+    }
+    if let Some(compressor) = shared.compressor.get() {
+        compressor.stop();
     }
     shared.set_discovered();
     if let Some(committer) = shared.committer.get() {

@@ -10,6 +10,7 @@ use crate::journal::What;
 use crate::line::{LineNumber, Stream, View};
 use crate::logfile::{Io, ReadFile};
 use crate::run::{Gap, GapReason};
+use crate::store::file::compressor::Reading;
 use crate::store::file::lines::{LineReader, Reach, Taken};
 use crate::store::file::live::LiveRun;
 use crate::store::file::marks::{Arrivals, JournalReader, Next, Walk};
@@ -32,6 +33,8 @@ pub(crate) struct FileSource {
     index: Option<Arc<Index>>,
     /// Set when the store is being closed.
     closed: Arc<AtomicBool>,
+    /// While it lives, the run is not compressed in the background.
+    _reading: Option<Reading>,
 }
 
 /// Where the order of lines comes from.
@@ -67,6 +70,7 @@ impl FileSource {
         index: Option<Arc<Index>>,
         closed: Arc<AtomicBool>,
         options: &ReadOptions,
+        reading: Option<Reading>,
     ) -> Result<Self, LogError> {
         let has_journal = run.state().has_journal;
         let position = Places { run: &run, index: index.as_deref() }.position(options.view, options.start)?;
@@ -80,6 +84,7 @@ impl FileSource {
             order: Order::File(Stream::Stdout),
             index,
             closed,
+            _reading: reading,
             run,
         };
         source.position = LineNumber(position);
@@ -134,7 +139,18 @@ impl FileSource {
             lines = lines.min(moment.end_of(stream).0.saturating_sub(reader.line()));
         }
         let reach = Reach { lines, end, ended: moment.is_over(), gaps: &gaps };
-        match reader.next(reach, io)? {
+        let mut taken = reader.next(reach, io)?;
+        while let Taken::Damaged(line, offset) = taken {
+            let (lines, bytes) = moment.end_of(stream);
+            let until = if offset < bytes { (line, offset) } else { (lines.max(line), bytes) };
+            if until.0 > reader.line() {
+                return Ok(self.missing(stream, until));
+            }
+            // Nobody asked for what is damaged.
+            reader.pass_over(until.0, until.1);
+            taken = reader.next(reach, io)?;
+        }
+        match taken {
             Taken::Lines(batch) => Ok(Some(self.give(batch))),
             Taken::Gap(gap) => {
                 self.position = LineNumber(reader.line());
@@ -144,7 +160,7 @@ impl FileSource {
             Taken::Missing if io == Io::CachedOnly => Ok(Some(Step::WouldBlock)),
             // The writer may have cut off a line that it could not keep; it is going to say so.
             Taken::Missing if !moment.is_over() => Ok(None),
-            Taken::Missing => Ok(self.missing(stream, moment.end_of(stream))),
+            Taken::Missing | Taken::Damaged(..) => Ok(self.missing(stream, moment.end_of(stream))),
             Taken::WouldBlock => Ok(Some(Step::WouldBlock)),
         }
     }
@@ -314,6 +330,14 @@ impl FileSource {
             Taken::Gap(_) => self.follow_plan(plan, moment, io),
             Taken::WouldBlock => Ok(Some(Step::WouldBlock)),
             Taken::Missing if io == Io::CachedOnly => Ok(Some(Step::WouldBlock)),
+            Taken::Damaged(line, offset) if line < plan.until_line => {
+                if line <= reader.line() {
+                    reader.pass_over(line, offset);
+                    return self.follow_plan(plan, moment, io);
+                }
+                Ok(self.missing(stream, (line, offset)))
+            }
+            Taken::Damaged(..) => Ok(self.missing(stream, (plan.until_line, plan.end))),
             // There is no end of a line where the journal says that there was one.
             Taken::Missing | Taken::Nothing => Ok(self.missing(stream, (plan.until_line, plan.end))),
         }

@@ -1,0 +1,224 @@
+//! Compressing runs in the background, some time after their end, the oldest first.
+
+use std::collections::HashMap;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::error::LogError;
+use crate::index::{Known, Urgency};
+use crate::line::UnixMicros;
+use crate::run::JobRunId;
+use crate::store::Compression;
+use crate::store::file::live::LiveRun;
+use crate::store::file::shared::Shared;
+
+/// How many rows are looked at before the index is let go of.
+const ROWS_AT_ONCE: usize = 1_000;
+/// How often to look for runs to compress, at the most and at the least.
+const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(60)];
+/// How often to look at all runs again and not only at those behind the last one: some may have been in use, some may
+/// have been brought here long after their end.
+const ANEW: Duration = Duration::from_secs(3_600);
+/// Runs in use that are tried again before all are looked at again.
+const MOST_IN_USE: usize = 1_000;
+/// The lowest priority that there is.
+const NICE: i32 = 19;
+
+/// The thread that compresses runs.
+#[derive(Debug)]
+pub(crate) struct Compressor {
+    stop: Mutex<mpsc::Sender<()>>,
+}
+
+impl Compressor {
+    /// Starts it: runs that ended so long ago are compressed. It ends with the store.
+    pub(crate) fn start(shared: Weak<Shared>, after: Duration) -> std::io::Result<Self> {
+        let (stop, stopped) = mpsc::channel();
+        let pause = (after / 4).clamp(PAUSES[0], PAUSES[1]);
+        thread::Builder::new().name("compressor".into()).spawn(move || {
+            // On Linux, of this thread alone.
+            if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+                tracing::warn!(%error, "runs are compressed at the usual priority");
+            }
+            let mut round = Round::default();
+            loop {
+                round.run(&shared, after);
+                if stopped.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
+                    return;
+                }
+            }
+        })?;
+        Ok(Self { stop: Mutex::new(stop) })
+    }
+
+    /// Ends it before the store goes. A run that is being compressed is left as it was.
+    pub(crate) fn stop(&self) {
+        let _ = self.stop.lock().unwrap_or_else(PoisonError::into_inner).send(());
+    }
+}
+
+/// How far the thread has come.
+#[derive(Debug, Default)]
+struct Round {
+    /// The row behind the last one that was looked at.
+    place: (u64, u64),
+    began: Option<Instant>,
+    in_use: Vec<JobRunId>,
+}
+
+impl Round {
+    /// Compresses every run that is due.
+    fn run(&mut self, store: &Weak<Shared>, after: Duration) {
+        if self.began.is_none_or(|began| began.elapsed() > ANEW) {
+            *self = Self { began: Some(Instant::now()), ..Self::default() };
+        }
+        let waiting = std::mem::take(&mut self.in_use);
+        for id in waiting {
+            self.compress(store, id);
+        }
+        let micros = u64::try_from(after.as_micros()).unwrap_or(u64::MAX);
+        let until = UnixMicros(UnixMicros::now().0.saturating_sub(micros));
+        loop {
+            let Some(shared) = store.upgrade().filter(|shared| !shared.is_closed()) else { return };
+            let Some(index) = &shared.index else { return };
+            let found = match index.not_compressed(self.place, until, ROWS_AT_ONCE) {
+                Ok(found) => found,
+                Err(LogError::Closed) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "looking for runs to compress");
+                    return;
+                }
+            };
+            drop(shared);
+            for id in found.runs {
+                self.compress(store, id);
+            }
+            match found.behind {
+                Some(behind) => self.place = behind,
+                None => return,
+            }
+        }
+    }
+
+    fn compress(&mut self, store: &Weak<Shared>, id: JobRunId) {
+        let Some(shared) = store.upgrade().filter(|shared| !shared.is_closed()) else { return };
+        let in_use = shared.readers.are_there(&id);
+        // It may have been evicted, or compressed by hand.
+        let due = matches!(
+            shared.index.as_ref().map(|index| index.find(&id)),
+            Some(Ok(Some(Known::Run(_, record)))) if record.run.state.is_over() && !record.compressed
+        );
+        let run = if due && !in_use { shared.find(&id) } else { Err(LogError::NotFound { id: id.clone() }) };
+        drop(shared);
+        let compressed = match run {
+            // The store must be able to go while a large run is being compressed.
+            Ok(run) => compress_run(&run, &|| store.upgrade().is_some_and(|shared| !shared.is_closed()))
+                .map(|done| (run, done)),
+            Err(error) => Err(error),
+        };
+        match compressed {
+            Ok((run, done)) => {
+                if let Some(shared) = store.upgrade() {
+                    shared.compressed(&run, done);
+                }
+            }
+            Err(LogError::Closed) => {}
+            Err(LogError::NotFound { .. } | LogError::InUse { .. }) => {
+                if due && self.in_use.len() < MOST_IN_USE {
+                    self.in_use.push(id);
+                }
+            }
+            Err(error) => tracing::warn!(%error, run = %id, "a run is not compressed"),
+        }
+    }
+}
+
+/// Compresses a run and says so.
+fn compress_run(run: &LiveRun, go_on: &dyn Fn() -> bool) -> Result<Compression, LogError> {
+    if !run.is_over() {
+        return Err(LogError::Unfinished { id: run.id.clone() });
+    }
+    let done = compress_folder(run, go_on);
+    match &done {
+        Ok(done) => {
+            let (before, after) = (done.bytes_before, done.bytes_after);
+            metrics::counter!("databuild_log_compressed_runs_total").increment(1);
+            metrics::counter!("databuild_log_compression_saved_bytes_total")
+                .increment(before.saturating_sub(after));
+            tracing::info!(run = %run.id, before, after, "compressed a run");
+        }
+        Err(LogError::Closed | LogError::InUse { .. }) => {}
+        Err(_) => metrics::counter!("databuild_log_compression_failures_total").increment(1),
+    }
+    done
+}
+
+#[cfg(feature = "compression")]
+fn compress_folder(run: &LiveRun, go_on: &dyn Fn() -> bool) -> Result<Compression, LogError> {
+    super::compress::compress_folder(&run.folder, &run.id, go_on)
+}
+
+#[cfg(not(feature = "compression"))]
+fn compress_folder(_: &LiveRun, _: &dyn Fn() -> bool) -> Result<Compression, LogError> {
+    Err(LogError::Unsupported { what: "this program was built without the feature `compression`".to_owned() })
+}
+
+impl Shared {
+    /// Compresses a run that is over, now, whoever reads it.
+    pub(crate) fn compress(self: &Arc<Self>, id: &JobRunId) -> Result<Compression, LogError> {
+        let run = self.find(id)?;
+        let done = compress_run(&run, &|| !self.is_closed())?;
+        self.compressed(&run, done);
+        Ok(done)
+    }
+
+    /// Notes for the index that a run is compressed.
+    fn compressed(&self, run: &LiveRun, done: Compression) {
+        {
+            // The record may not be written yet.
+            let mut state = run.state();
+            (state.compressed, state.disk_bytes) = (true, done.bytes_after);
+        }
+        if let Some(number) = run.number {
+            self.runs().compressed.push((number, done.bytes_after));
+            self.nudge(Urgency::Soon);
+        }
+    }
+}
+
+/// Who reads which run at the moment, in this process.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Readers(Arc<Mutex<HashMap<JobRunId, usize>>>);
+
+impl Readers {
+    fn are_there(&self, id: &JobRunId) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(id)
+    }
+
+    /// Counts one more, for as long as the guard lives.
+    pub(crate) fn begin(&self, id: &JobRunId) -> Reading {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(id.clone()).or_default() += 1;
+        Reading { readers: self.clone(), id: id.clone() }
+    }
+}
+
+/// A read that goes on.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    readers: Readers,
+    id: JobRunId,
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        let mut readers = self.readers.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = readers.get_mut(&self.id) {
+            *count -= 1;
+            if *count == 0 {
+                readers.remove(&self.id);
+            }
+        }
+    }
+}
