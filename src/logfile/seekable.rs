@@ -193,3 +193,156 @@ fn find_frames(file: &File, length: u64) -> io::Result<Table> {
     }
     Ok(table)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::OpenOptions;
+
+    use proptest::prelude::*;
+
+    use super::super::{compress, count_lines};
+    use super::*;
+
+    /// A compressed file with this text in it.
+    fn compressed(text: &[u8]) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let (plain, path) = (folder.path().join("x"), folder.path().join("x.zst"));
+        std::fs::write(&plain, text).unwrap();
+        let mut out = OpenOptions::new().write(true).create_new(true).open(&path).unwrap();
+        let length = compress(&File::open(plain).unwrap(), &mut out, &|| true).unwrap();
+        assert_eq!(length, text.len() as u64);
+        (folder, path)
+    }
+
+    fn open(path: &Path) -> Seekable {
+        Seekable::open(File::open(path).unwrap(), path).unwrap()
+    }
+
+    /// Lines of all lengths, so that frames end at lines and within them.
+    fn text(seed: u64, bytes: usize) -> Vec<u8> {
+        let (mut state, mut text) = (seed, Vec::new());
+        while text.len() < bytes {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let length = match state >> 60 {
+                0 => 1 << (state >> 40 & 0xf),
+                1 => (state >> 30 & 0xf_ffff) as usize,
+                _ => (state >> 50 & 0x7f) as usize,
+            };
+            text.extend((0..length).map(|at| b'a' + ((state >> (at % 48)) % 26) as u8));
+            text.push(b'\n');
+        }
+        text.truncate(bytes);
+        text
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        #[test]
+        fn every_part_of_the_text_is_read_as_it_was(
+            seed: u64, bytes in 0..2_000_000usize, parts in prop::collection::vec((0..2_100_000u64, 0..700_000usize), 20),
+        ) {
+            let text = text(seed, bytes);
+            let (_folder, path) = compressed(&text);
+            let mut file = open(&path);
+            prop_assert!(file.is_sound());
+            prop_assert_eq!(file.len(), text.len() as u64);
+            for (offset, length) in parts {
+                let Fetched::Bytes(found) = file.read(offset, length, Io::MayBlock).unwrap() else {
+                    return Err(TestCaseError::fail("damaged"));
+                };
+                let from = text.len().min(offset as usize);
+                prop_assert_eq!(&found[..], &text[from..text.len().min(from + length)]);
+            }
+        }
+
+        #[test]
+        fn frames_end_where_lines_do_and_are_no_larger_than_they_may_be(seed: u64, bytes in 1..2_000_000usize) {
+            let text = text(seed, bytes);
+            let (_folder, path) = compressed(&text);
+            let table = open(&path).table;
+            let mut at = 0;
+            for frame in 0..table.frames() {
+                let bounds = table.text(frame);
+                prop_assert_eq!(bounds.start, at);
+                let part = &text[bounds.start as usize..bounds.end as usize];
+                prop_assert!(!part.is_empty() && part.len() <= FRAME_BYTES);
+                let whole = bounds.end == text.len() as u64 || part.last() == Some(&b'\n');
+                prop_assert!(whole || !part.contains(&b'\n'), "cut within a line that had room");
+                prop_assert_eq!(table.lines_up_to(frame), count_lines(&text[..bounds.end as usize]));
+                at = bounds.end;
+            }
+            prop_assert_eq!(at, text.len() as u64);
+        }
+
+        #[test]
+        fn a_flipped_bit_is_never_another_text(seed: u64, flips in prop::collection::vec(any::<prop::sample::Index>(), 12)) {
+            let text = text(seed, 900_000);
+            let (_folder, path) = compressed(&text);
+            let sound = std::fs::read(&path).unwrap();
+            // The bytes behind the frames are few, and every one of them matters.
+            let behind = (sound.len() - 200..sound.len()).flat_map(|at| [at * 8, at * 8 + 7]).step_by(9);
+            for bit in flips.iter().map(|flip| flip.index(sound.len() * 8)).chain(behind) {
+                let mut flipped = sound.clone();
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                std::fs::write(&path, &flipped).unwrap();
+                let mut file = open(&path);
+                let (mut offset, mut lost) = (0, 0);
+                while offset < text.len() as u64 {
+                    match file.read(offset, 100_000, Io::MayBlock).unwrap() {
+                        Fetched::Bytes(found) if found.is_empty() => break,
+                        Fetched::Bytes(found) => {
+                            prop_assert_eq!(&found[..], &text[offset as usize..offset as usize + found.len()]);
+                            offset += found.len() as u64;
+                        }
+                        Fetched::Damaged(sound) => {
+                            prop_assert!(sound.offset > offset);
+                            let before = &text[..sound.offset as usize];
+                            prop_assert_eq!(sound.lines, count_lines(before));
+                            prop_assert!(before.len() == text.len() || before.ends_with(b"\n"));
+                            (offset, lost) = (sound.offset, lost + 1);
+                        }
+                        Fetched::WouldBlock => prop_assert!(false, "it may block"),
+                    }
+                }
+                prop_assert!(lost <= 1, "one bit, one frame");
+                prop_assert_eq!(offset, text.len() as u64, "what is behind the damage is read");
+            }
+        }
+    }
+
+    #[test]
+    fn a_read_takes_apart_only_what_it_touches_and_that_once() {
+        let text = text(7, 3_000_000);
+        let (_folder, path) = compressed(&text);
+        let mut file = open(&path);
+        assert!(matches!(file.read(1_000_000, 10, Io::CachedOnly), Ok(Fetched::WouldBlock)));
+        assert!(matches!(file.read(1_000_000, 10, Io::MayBlock), Ok(Fetched::Bytes(_))));
+        let (frame, held) = file.held.clone().unwrap();
+        let bounds = file.table.text(frame);
+        // From here on the frame can't be had again.
+        std::fs::write(&path, b"").unwrap();
+        for offset in [bounds.start, 1_000_000, bounds.end - 1] {
+            for io in [Io::CachedOnly, Io::MayBlock] {
+                let length = (bounds.end - offset) as usize;
+                let Ok(Fetched::Bytes(found)) = file.read(offset, length, io) else { panic!("not held") };
+                let at = (offset - bounds.start) as usize;
+                assert_eq!(found.as_ptr(), held[at..].as_ptr(), "not copied either");
+            }
+        }
+        assert!(matches!(file.read(bounds.end, 1, Io::MayBlock), Ok(Fetched::Damaged(_))));
+    }
+
+    #[test]
+    fn what_is_no_such_file_has_no_text() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.zst");
+        for bytes in [&b""[..], b"\0", b"plain text\n", &[0; 4096]] {
+            std::fs::write(&path, bytes).unwrap();
+            let mut file = open(&path);
+            assert!(!file.is_sound());
+            assert_eq!(file.len(), 0);
+            assert!(matches!(file.read(0, 10, Io::MayBlock), Ok(Fetched::Bytes(bytes)) if bytes.is_empty()));
+        }
+    }
+}

@@ -21,12 +21,12 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use crate::support::cli::{Databuild, Done, Running, until};
 
 /// A file system in memory that has so much room.
-struct SmallDisk {
-    at: PathBuf,
+pub(crate) struct SmallDisk {
+    pub(crate) at: PathBuf,
 }
 
 impl SmallDisk {
-    fn under(databuild: &Databuild, mib: u64) -> Self {
+    pub(crate) fn under(databuild: &Databuild, mib: u64) -> Self {
         let at = databuild.home.path().join("logs");
         let options = std::ffi::CString::new(format!("size={mib}m")).unwrap();
         mount("tmpfs", &at, "tmpfs", MountFlags::empty(), options.as_c_str())
@@ -35,7 +35,7 @@ impl SmallDisk {
     }
 
     /// Takes all room that is left.
-    fn fill(&self) {
+    pub(crate) fn fill(&self) {
         let mut ballast = File::options().append(true).create(true).open(self.ballast()).unwrap();
         let mut size = 64 * 1024;
         while size > 0 {
@@ -52,7 +52,7 @@ impl SmallDisk {
         found.f_bavail * found.f_frsize
     }
 
-    fn make_room(&self) {
+    pub(crate) fn make_room(&self) {
         fs::remove_file(self.ballast()).unwrap();
     }
 
