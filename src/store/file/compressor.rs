@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::error::LogError;
@@ -30,6 +30,7 @@ const NICE: i32 = 19;
 #[derive(Debug)]
 pub(crate) struct Compressor {
     stop: Mutex<mpsc::Sender<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Compressor {
@@ -37,7 +38,7 @@ impl Compressor {
     pub(crate) fn start(shared: Weak<Shared>, after: Duration) -> std::io::Result<Self> {
         let (stop, stopped) = mpsc::channel();
         let pause = (after / 4).clamp(PAUSES[0], PAUSES[1]);
-        thread::Builder::new().name("compressor".into()).spawn(move || {
+        let thread = thread::Builder::new().name("compressor".into()).spawn(move || {
             // On Linux, of this thread alone.
             if let Err(error) = rustix::process::setpriority_process(None, NICE) {
                 tracing::warn!(%error, "runs are compressed at the usual priority");
@@ -50,12 +51,18 @@ impl Compressor {
                 }
             }
         })?;
-        Ok(Self { stop: Mutex::new(stop) })
+        Ok(Self { stop: Mutex::new(stop), thread: Mutex::new(Some(thread)) })
     }
 
     /// Ends it before the store goes. A run that is being compressed is left as it was.
     pub(crate) fn stop(&self) {
         let _ = self.stop.lock().unwrap_or_else(PoisonError::into_inner).send(());
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // The thread itself may hold the last reference to the store, and can't wait for its own end.
+        let thread = thread.filter(|thread| thread.thread().id() != thread::current().id());
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread that compresses runs panicked");
+        }
     }
 }
 
