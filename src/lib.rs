@@ -33,14 +33,15 @@
 //! | `store/conformance/` | What does every store have to do? |
 //! | `index/` | Where is line N, which runs are there? `schema` the tables, `codec` the bytes of a record, `progress` which places are kept, `committer` the one thread that writes. |
 //! | `journal.rs` | What happened to a run, and when? The records and their bytes. |
-//! | `logfile.rs`, `layout.rs` | How is a file appended to and read; what are the files called? |
+//! | `logfile/`, `layout.rs` | How is a file appended to and read, plain or compressed (`seekable` reads, `compress` makes, `frames` has the bytes); what are the files called? |
 //! | `error.rs`, `run.rs`, `line.rs` | The words that everything speaks. |
 //!
 //! In `store/file/`, a run in memory is a `LiveRun` (`live`): how far it has come, and a signal that it has come
 //! further. Whoever writes publishes there, whoever reads waits there, and neither knows the other. `writer` writes
 //! the runs of this process; `adopt` and `watch` see the runs of other processes; `shared` holds the runs in memory
 //! by id. `source` is a read of one run: `places` finds where it begins, `lines` cuts lines out of a log, `marks`
-//! says in which order they came. `commit` brings what waits to the index, and `list` lists.
+//! says in which order they came. `commit` brings what waits to the index, and `list` lists. `compressor` is the
+//! thread that compresses runs some time after their end, and `compress` puts the files in their place.
 //!
 //! `migrations-docs/` has every byte on disk. `tests/it/` is one test binary, a file a subject. `benches/`
 //! measures.
@@ -52,7 +53,7 @@
 //!    what is there, up to 256 KiB, into the job's one buffer. `Sink::take` gives it to the log first, then to the
 //!    tee, then to `Scanner::scan`, which looks for directives.
 //! 2. The log is a [`RunWriter`]. That of a file store goes through `Shared::append` to `OwnRun::append`
-//!    (`store/file/writer.rs`), where `AppendFile::append` (`logfile.rs`) writes the bytes. Now they are safe from
+//!    (`store/file/writer.rs`), where `AppendFile::append` (`logfile/mod.rs`) writes the bytes. Now they are safe from
 //!    a crash of this process. If the disk refuses them, the log is cut back to the end of its last whole line, a
 //!    `Hole` counts what comes until the disk takes it again, and the job hears nothing of it.
 //! 3. `WriterHalf::arrived` counts the lines, and `WriterHalf::mark` adds them to the open mark: "so many bytes and

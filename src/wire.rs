@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::line::{LineNumber, Stream, UnixMicros};
 use crate::run::{Gap, GapReason, JobMetadata, StateKind, Tombstone};
-use crate::store::Compression;
 
 /// The `id:` of an event and the `Last-Event-ID` of a reconnecting client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,11 +142,12 @@ pub struct Problem {
 }
 
 /// The answer of `POST /api/job_runs/{id}/compress`. How it went can come after the status of the answer is sent.
+#[cfg(any(feature = "server", feature = "client"))]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum Compressed {
     /// The run is compressed.
-    Done(Compression),
+    Done(crate::store::Compression),
     /// It is not.
     Failed(Problem),
 }

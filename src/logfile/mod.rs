@@ -180,6 +180,7 @@ pub(crate) enum Fetched {
     /// They are not at hand without waiting.
     WouldBlock,
     /// The first byte asked for is in a part of a compressed file that is damaged.
+    #[cfg_attr(not(feature = "compression"), expect(dead_code, reason = "only what is compressed can tell"))]
     Damaged(Sound),
 }
 
