@@ -30,7 +30,7 @@ use crate::layout::{allocate, compressed, open_regular};
 use seekable::Seekable;
 
 #[cfg(feature = "compression")]
-pub(crate) use compress::{compress, is_same};
+pub(crate) use compress::compress;
 
 /// Whether a read may wait for a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

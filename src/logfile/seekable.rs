@@ -58,6 +58,11 @@ impl Seekable {
         Ok(Self { file, path: path.to_owned(), table, sound, held: None, context: None })
     }
 
+    #[cfg(test)]
+    pub(super) fn table(&self) -> &Table {
+        &self.table
+    }
+
     pub(crate) const fn file(&self) -> &File {
         &self.file
     }
@@ -149,7 +154,7 @@ impl Seekable {
 }
 
 /// The text of a whole frame, if it has so many bytes and its checksum is right.
-fn take_apart(context: &mut DCtx<'_>, frame: &[u8], length: usize) -> Option<Bytes> {
+pub(super) fn take_apart(context: &mut DCtx<'_>, frame: &[u8], length: usize) -> Option<Bytes> {
     let mut text = Vec::with_capacity(length);
     // Without a checksum a flipped bit could give another text.
     let has_checksum = frame.get(4).is_some_and(|descriptor| descriptor & 0b100 != 0);
@@ -208,8 +213,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (plain, path) = (folder.path().join("x"), folder.path().join("x.zst"));
         std::fs::write(&plain, text).unwrap();
-        let mut out = OpenOptions::new().write(true).create_new(true).open(&path).unwrap();
-        let length = compress(&File::open(plain).unwrap(), &mut out, &|| true).unwrap();
+        let out = OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
+        let length = compress(&File::open(plain).unwrap(), &out, &path, &|| true).unwrap();
         assert_eq!(length, text.len() as u64);
         (folder, path)
     }

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 
 use crate::error::LogError;
 use crate::layout::{RunFolder, being_compressed, compressed};
-use crate::logfile::{ReadFile, compress, is_same};
+use crate::logfile::{ReadFile, compress};
 use crate::run::JobRunId;
 use crate::store::Compression;
 use crate::store::file::writer::disk_bytes;
@@ -26,7 +26,8 @@ use crate::store::file::writer::disk_bytes;
 ///
 /// # Errors
 ///
-/// [`LogError::InUse`] if somebody else is at it, or has the journal locked; [`LogError::Unfinished`] if nothing in
+/// [`LogError::NotFound`] if there is no such folder; [`LogError::InUse`] if somebody else is at it, or has the journal
+/// locked; [`LogError::Unfinished`] if nothing in
 /// the folder says that the run is over; [`LogError::Closed`] when it should not go on; or what the disk said. The
 /// run can be read as before then.
 pub(crate) fn compress_folder(
@@ -35,7 +36,7 @@ pub(crate) fn compress_folder(
     go_on: &dyn Fn() -> bool,
 ) -> Result<Compression, LogError> {
     let bytes_before = disk_bytes(folder);
-    let place = Place::open(folder)?;
+    let place = Place::open(folder, id)?;
     // Kept until all is done: nobody mends a journal that is being compressed.
     let journal = ReadFile::open_when_there(&folder.journal())?;
     let is_over = match folder.has_journal() {
@@ -80,11 +81,14 @@ struct Made {
 }
 
 impl Place {
-    fn open(folder: &RunFolder) -> Result<Self, LogError> {
+    fn open(folder: &RunFolder, id: &JobRunId) -> Result<Self, LogError> {
         let path = folder.path().to_owned();
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let opened = openat(CWD, &path, flags, Mode::empty()).map_err(io::Error::from);
-        let folder = File::from(opened.map_err(LogError::io("opening", &path))?);
+        let folder = match openat(CWD, &path, flags, Mode::empty()) {
+            Ok(folder) => File::from(folder),
+            Err(Errno::NOENT) => return Err(LogError::NotFound { id: id.clone() }),
+            Err(errno) => return Err(LogError::io("opening", path)(errno.into())),
+        };
         match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Err(LogError::InUse { path }),
@@ -108,11 +112,9 @@ impl Place {
         }
         let new = being_compressed(path);
         let make = || -> io::Result<()> {
-            let mut out = self.open_file(&new, OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC)?;
-            let length = compress(&plain, &mut out, go_on)?;
-            let read_back = self.open_file(&new, OFlags::RDONLY)?;
-            if length != found.len() || !is_same(&plain, read_back, &new, go_on)? {
-                return Err(io::Error::other("what was read back is not what was written"));
+            let out = self.open_file(&new, OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC)?;
+            if compress(&plain, &out, &new, go_on)? != found.len() {
+                return Err(io::Error::other("somebody changed it meanwhile"));
             }
             out.set_times(times_of(&found)?)?;
             renameat(&self.folder, name(&new), &self.folder, name(&compressed(path)))?;
