@@ -251,7 +251,12 @@ impl ReadFile {
     /// Opens a file, or gives `None` when there is none.
     pub(crate) fn open_if_there(path: &Path) -> Result<Option<Self>, LogError> {
         let file = Self::open_when_there(path)?;
-        Ok((!matches!(file.source, Source::None)).then_some(file))
+        Ok(file.is_there().then_some(file))
+    }
+
+    /// Whether there was a file when it was last looked for.
+    pub(crate) const fn is_there(&self) -> bool {
+        !matches!(self.source, Source::None)
     }
 
     /// Opens a file now or, when there is none, as soon as there is one; until then it is read as an empty one.

@@ -35,6 +35,14 @@ fn open_folder(folder: &Path) -> FileLogStore {
     FileLogStore::open_folder(folder, FileStoreOptions::default()).unwrap()
 }
 
+/// Waits until no store has the index any more: one that was only let go of still ends its threads.
+fn is_let_go_of(folder: &Path) {
+    wait_until("the index is let go of", || {
+        let store = FileLogStore::open(folder, FileStoreOptions::default());
+        store.is_ok_and(|store| store.close().is_ok())
+    });
+}
+
 fn id(text: &str) -> JobRunId {
     text.parse().unwrap()
 }

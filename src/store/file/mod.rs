@@ -224,8 +224,10 @@ impl LogStore for FileLogStore {
             (state.lines(View::One(stream)), state.visible[stream.index()], state.run.state.is_over())
         };
         let line = places.position(View::One(stream), start)?;
-        let place = places.line_floor(stream, line)?;
-        let Some(file) = ReadFile::open_if_there(&run.folder.log(stream))? else { return Ok(ByteOffset(0)) };
+        let (place, file) = places.line_floor(stream, line)?;
+        if !file.is_there() {
+            return Ok(ByteOffset(0));
+        }
         let gaps = Arc::clone(&run.state().gaps);
         let gaps: Vec<_> = gaps.iter().filter(|at| at.gap.stream == stream).copied().collect();
         let mut reader = LineReader::new(stream, file, place, READ_BYTES);

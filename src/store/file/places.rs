@@ -20,8 +20,15 @@ pub(crate) struct Places<'a> {
 }
 
 impl Places<'_> {
-    /// A place in a log file with at most `line` lines before it: (lines before, byte offset).
-    pub(crate) fn line_floor(&self, stream: Stream, line: u64) -> Result<(u64, u64), LogError> {
+    /// A place in a log file with at most `line` lines before it, (lines before, byte offset), and the file: what was
+    /// read of it to look at the place need not be read again.
+    pub(crate) fn line_floor(&self, stream: Stream, line: u64) -> Result<((u64, u64), ReadFile), LogError> {
+        let mut file = ReadFile::open_when_there(&self.run.folder.log(stream))?;
+        let place = self.line_floor_in(stream, line, &mut file)?;
+        Ok((place, file))
+    }
+
+    fn line_floor_in(&self, stream: Stream, line: u64, file: &mut ReadFile) -> Result<(u64, u64), LogError> {
         if line == 0 {
             return Ok((0, 0));
         }
@@ -37,7 +44,7 @@ impl Places<'_> {
                 Some((at.lines, at.line_start))
             }
         };
-        Ok(found.filter(|&(_, offset)| self.is_line_start(stream, offset)).unwrap_or((0, 0)))
+        Ok(found.filter(|&(_, offset)| self.is_line_start(stream, offset, file)).unwrap_or((0, 0)))
     }
 
     /// The last place kept of the journal for which `is_before` holds, or its beginning.
@@ -90,13 +97,11 @@ impl Places<'_> {
     }
 
     /// Whether a line can begin here: the index may be older than the file, or damaged.
-    fn is_line_start(&self, stream: Stream, offset: u64) -> bool {
+    fn is_line_start(&self, stream: Stream, offset: u64, file: &mut ReadFile) -> bool {
         if offset == 0 {
             return true;
         }
-        let before = ReadFile::open_when_there(&self.run.folder.log(stream))
-            .and_then(|mut file| file.read(offset - 1, 1, Io::MayBlock));
-        let sound = match before {
+        let sound = match file.read(offset - 1, 1, Io::MayBlock) {
             Ok(Fetched::Bytes(byte)) => byte == "\n",
             // Nothing speaks against it, and whoever reads there is told.
             Ok(Fetched::Damaged(_)) => true,

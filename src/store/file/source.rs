@@ -90,8 +90,8 @@ impl FileSource {
         source.position = LineNumber(position);
         source.order = match options.view {
             View::One(stream) if !options.times || !has_journal => {
-                let place = source.places().line_floor(stream, position)?;
-                source.open_reader(stream, place, position)?;
+                let (place, file) = source.places().line_floor(stream, position)?;
+                source.set_reader(stream, file, place, position);
                 Order::File(stream)
             }
             _ => Order::Journal(Box::new(source.open_journal(position)?)),
@@ -123,9 +123,19 @@ impl FileSource {
         line: u64,
     ) -> Result<&mut LineReader, LogError> {
         let file = ReadFile::open_when_there(&self.run.folder.log(stream))?;
+        Ok(self.set_reader(stream, file, place, line))
+    }
+
+    fn set_reader(
+        &mut self,
+        stream: Stream,
+        file: ReadFile,
+        place: (u64, u64),
+        line: u64,
+    ) -> &mut LineReader {
         let mut reader = LineReader::new(stream, file, place, self.batch_bytes);
         reader.skip_to(line);
-        Ok(self.readers[stream.index()].insert(reader))
+        self.readers[stream.index()].insert(reader)
     }
 
     /// The next event in the order of one file.
@@ -385,12 +395,12 @@ impl FileSource {
                     return Ok(Some(Step::WouldBlock));
                 }
                 let line = arrivals.taken[stream.index()];
-                let place = if moment.progress.journal > 0 {
-                    arrivals.place(stream)
+                if moment.progress.journal > 0 {
+                    self.open_reader(stream, arrivals.place(stream), line)?;
                 } else {
-                    self.places().line_floor(stream, line)?
-                };
-                self.open_reader(stream, place, line)?;
+                    let (place, file) = self.places().line_floor(stream, line)?;
+                    self.set_reader(stream, file, place, line);
+                }
             }
             let mut step = self.next_in_file(stream, moment, io)?;
             if let Some(Step::Event(ReadEvent::Lines(batch))) = &mut step

@@ -105,7 +105,7 @@ async fn every_step_leaves_a_run_that_reads_the_same() {
         wait_until("the next service finishes it", || names(&at, "x") == now);
         assert!(read(&store, "x", all()).await == seen, "{step}: finished");
         store.close().unwrap();
-        wait_until("the index is closed", || FileLogStore::open(&at, FileStoreOptions::default()).is_ok());
+        is_let_go_of(&at);
         rebuild_index(&at, |_| ()).unwrap();
         is_clean(&at);
     }
