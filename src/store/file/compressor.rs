@@ -1,5 +1,6 @@
 //! Compressing runs in the background, some time after their end, the oldest first.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -12,7 +13,7 @@ use crate::line::UnixMicros;
 use crate::run::JobRunId;
 use crate::store::Compression;
 use crate::store::file::live::LiveRun;
-use crate::store::file::shared::Shared;
+use crate::store::file::shared::{Shared, Tracked};
 
 /// How many rows are looked at before the index is let go of.
 const ROWS_AT_ONCE: usize = 1_000;
@@ -25,6 +26,13 @@ const ANEW: Duration = Duration::from_secs(3_600);
 const MOST_IN_USE: usize = 1_000;
 /// The lowest priority that there is.
 const NICE: i32 = 19;
+/// After so much work on a run, it is looked at what writers do.
+const STINT: Duration = Duration::from_millis(30);
+/// Writers that write more than this are busy: a job that prints now and then does not notice who shares its disk.
+const BUSY_BYTES_PER_SECOND: f64 = 4e6;
+/// How many times as long as it worked the thread rests while writers are busy. Measured: without rests two writers
+/// that do nothing else have 0.6 of their speed, for the disk knows no priorities.
+const REST: u32 = 4;
 
 /// The thread that compresses runs.
 #[derive(Debug)]
@@ -120,9 +128,10 @@ impl Round {
         let run = if due && !in_use { shared.find(&id) } else { Err(LogError::NotFound { id: id.clone() }) };
         drop(shared);
         let compressed = match run {
-            // The store must be able to go while a large run is being compressed.
-            Ok(run) => compress_run(&run, &|| store.upgrade().is_some_and(|shared| !shared.is_closed()))
-                .map(|done| (run, done)),
+            Ok(run) => {
+                let pace = Pace::new(store);
+                compress_run(&run, &|| pace.go_on()).map(|done| (run, done))
+            }
             Err(error) => Err(error),
         };
         match compressed {
@@ -140,6 +149,44 @@ impl Round {
             Err(error) => tracing::warn!(%error, run = %id, "a run is not compressed"),
         }
     }
+}
+
+/// Makes way for writers. The store can go while a large run is being compressed: nothing here holds it.
+struct Pace<'a> {
+    store: &'a Weak<Shared>,
+    /// When the work began that is under way, and what writers had written by then.
+    stint: Cell<(Instant, u64)>,
+}
+
+impl<'a> Pace<'a> {
+    fn new(store: &'a Weak<Shared>) -> Self {
+        let written = store.upgrade().map_or(0, |shared| written(&shared));
+        Self { store, stint: Cell::new((Instant::now(), written)) }
+    }
+
+    fn go_on(&self) -> bool {
+        let (began, before) = self.stint.get();
+        let worked = began.elapsed();
+        let Some(shared) = self.store.upgrade().filter(|shared| !shared.is_closed()) else { return false };
+        if worked < STINT {
+            return true;
+        }
+        let now = written(&shared);
+        drop(shared);
+        // Less than before: a run is over, and is not looked at any more.
+        if now.saturating_sub(before) as f64 > worked.as_secs_f64() * BUSY_BYTES_PER_SECOND {
+            thread::sleep(worked.min(STINT * 4) * REST);
+        }
+        self.stint.set((Instant::now(), now));
+        true
+    }
+}
+
+/// Bytes of all runs that go on, of this process and of others.
+fn written(shared: &Shared) -> u64 {
+    let bytes =
+        |tracked: &Tracked| tracked.run().state().progress.streams.iter().map(|at| at.bytes).sum::<u64>();
+    shared.all_tracked().iter().map(bytes).sum()
 }
 
 /// Compresses a run and says so.
