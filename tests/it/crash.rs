@@ -178,6 +178,7 @@ async fn the_service_is_killed_over_and_over_and_no_follower_loses_or_repeats_a_
         random.sleep_up_to(Duration::from_millis(400));
         service.signal(Signal::KILL);
         drop(service);
+        databuild.run(&["index", "check", "--deep"]).code(0);
         service = databuild.start(&["serve", "--listen", &address]);
     }
     service.wait_for("listening on http://");
