@@ -129,6 +129,7 @@ mod journal;
 mod layout;
 mod line;
 mod logfile;
+mod retention;
 mod run;
 mod runner;
 mod store;
@@ -141,6 +142,7 @@ pub use error::LogError;
 #[cfg(feature = "server")]
 pub use http::{ServerOptions, listen, router, serve, stop_signal};
 pub use line::{ByteOffset, InvalidTime, LineNumber, Stream, UnixMicros, UnknownView, View};
+pub use retention::{EvictedRun, EvictionReason, GcReport, GcRequest, KeptRun, RetentionPolicy};
 pub use run::{
     Completion, Exit, FORMAT_VERSION, Gap, GapReason, InvalidId, JobMetadata, JobRunId, MissingDeps,
     PartitionRef, RunSpec, RunState, StateKind, StreamTotals, Tombstone, UnknownState,

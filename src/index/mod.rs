@@ -10,6 +10,7 @@ mod committer;
 mod handle;
 mod lookup;
 pub(crate) mod progress;
+mod retention;
 mod schema;
 
 pub(crate) use commit::Changes;
