@@ -426,6 +426,12 @@ impl RunFolder {
         files.sum::<u64>() + blocks(&self.new_metadata()) + blocks(&self.path)
     }
 
+    /// Whether anything is left that this program made.
+    pub(crate) fn has_own_files(&self) -> bool {
+        let entries = || fs::read_dir(&self.path).into_iter().flatten().flatten();
+        entries().any(|entry| entry_is_own(&entry)) || entries().next().is_none()
+    }
+
     /// Removes files that this program made. Gives the names of what others put there, which stays: files of other
     /// names, folders, links. Nothing is followed.
     ///
@@ -441,10 +447,7 @@ impl RunFolder {
         let (mut foreign, mut own) = (Vec::new(), Vec::new());
         for entry in entries {
             let entry = entry.map_err(LogError::io("listing", &self.path))?;
-            let name = entry.file_name();
-            let is_own =
-                entry.file_type().is_ok_and(|kind| kind.is_file()) && name.to_str().is_some_and(is_own);
-            if is_own { own.push(name) } else { foreign.push(name) }
+            if entry_is_own(&entry) { &mut own } else { &mut foreign }.push(entry.file_name());
         }
         // While `metadata.json` is there, whoever goes on with this can tell what the run was.
         own.sort_unstable_by_key(|name| name == METADATA);
@@ -478,6 +481,10 @@ impl RunFolder {
             tracing::warn!(path = %self.path.display(), %error, "a run folder that was only prepared stays behind");
         }
     }
+}
+
+fn entry_is_own(entry: &fs::DirEntry) -> bool {
+    entry.file_type().is_ok_and(|kind| kind.is_file()) && entry.file_name().to_str().is_some_and(is_own)
 }
 
 /// Whether a file of this name in a run's folder is of this program.

@@ -129,6 +129,7 @@ mod journal;
 mod layout;
 mod line;
 mod logfile;
+mod meter;
 mod retention;
 mod run;
 mod runner;

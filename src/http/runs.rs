@@ -20,7 +20,8 @@ const MAX_PAGE: usize = 1000;
 pub(super) async fn list(State(app): State<App>, params: Params) -> Result<Response, Refusal> {
     let query = query(&params)?;
     let page = app.blocking(move |store| store.runs(&query)).await?;
-    Ok(json(&RunList { runs: page.runs, next: page.next.map(|cursor| cursor.0.to_string()) }))
+    let next = page.next.map(|cursor| cursor.0.to_string());
+    Ok(json(&RunList { runs: page.runs, next, pinned: page.pinned }))
 }
 
 /// `GET /api/job_runs/{id}`

@@ -18,7 +18,7 @@ const LAYERS: [&[&str]; 13] = [
     &["logfile", "layout"],
     &["error"],
     &["run"],
-    &["line"],
+    &["line", "meter"],
 ];
 
 fn rank(module: &str) -> Option<usize> {

@@ -94,7 +94,8 @@ impl Source {
                 let cursor = cursor.and_then(|number| number.parse().ok()).map(RunCursor);
                 let (store, query) = (Arc::clone(store), RunQuery { cursor, ..query.clone() });
                 let page = blocking(move || store.runs(&query)).await?;
-                Ok(RunList { runs: page.runs, next: page.next.map(|cursor| cursor.0.to_string()) })
+                let next = page.next.map(|cursor| cursor.0.to_string());
+                Ok(RunList { runs: page.runs, next, pinned: page.pinned })
             }
         }
     }

@@ -179,11 +179,11 @@ impl Shared {
         let mut failure = None;
         for (index, member) in self.required.iter().enumerate().take(to).skip(from) {
             match member.store.runs(&query) {
-                Ok(RunPage { runs, next }) => {
+                Ok(RunPage { runs, next, pinned }) => {
                     let place = |RunCursor(place): RunCursor| {
                         RunCursor(place.saturating_mul(count).saturating_add(index as u64))
                     };
-                    return Ok(RunPage { runs, next: next.map(place) });
+                    return Ok(RunPage { runs, next: next.map(place), pinned });
                 }
                 Err(error) => {
                     failure = LogError::both(failure, Some(member.failed(index, "listing runs", error)));
