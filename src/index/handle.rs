@@ -379,6 +379,7 @@ fn create_incomplete(path: &Path) -> Result<Guarded, LogError> {
         transaction.open_table(schema::TIMES)?;
         transaction.open_table(schema::EVICTABLE)?;
         transaction.open_table(schema::PINNED)?;
+        transaction.open_table(schema::TOTALS)?;
         transaction.open_multimap_table(schema::PARTITIONS)?;
         transaction.open_table(schema::TOMBSTONES)?;
         transaction.open_table(schema::TOMBSTONE_TIMES)?;

@@ -7,7 +7,7 @@
 use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
 
 use crate::error::LogError;
-use crate::index::codec::{self, Damaged};
+use crate::index::codec;
 use crate::index::commit::forget_run;
 use crate::index::handle::{Failure, Index, damaged};
 use crate::index::schema::{self, RunNumber};
@@ -88,10 +88,10 @@ impl<'t> Finished<'t> {
         if self.added == self.taken {
             return Ok(());
         }
-        let mut meta = transaction.open_table(schema::META)?;
-        let before = number_of(meta.get(schema::FINISHED_BYTES)?.map(|value| value.value().to_vec()))?;
+        let mut totals = transaction.open_table(schema::TOTALS)?;
+        let before = totals.get(schema::FINISHED_BYTES)?.map_or(0, |sum| sum.value());
         let after = before.saturating_add(self.added).saturating_sub(self.taken);
-        meta.insert(schema::FINISHED_BYTES, after.to_le_bytes().as_slice())?;
+        totals.insert(schema::FINISHED_BYTES, after)?;
         Ok(())
     }
 }
@@ -145,7 +145,7 @@ impl Index {
             Ok(Totals {
                 finished: runs.saturating_sub(live),
                 evictable: transaction.open_table(schema::EVICTABLE)?.len()?,
-                finished_bytes: meta_number(transaction, schema::FINISHED_BYTES)?,
+                finished_bytes: total(transaction, schema::FINISHED_BYTES)?.unwrap_or(0),
             })
         })
     }
@@ -164,10 +164,9 @@ impl Index {
                 &transaction.open_table(schema::EVICTABLE)?,
                 &transaction.open_table(schema::PINNED)?,
             )?;
-            let mut meta = transaction.open_table(schema::META)?;
-            let before = meta.insert(schema::FINISHED_BYTES, sum.to_le_bytes().as_slice())?;
-            let before = before.map(|value| value.value().to_vec());
-            Ok(number_of(before).ok() != Some(sum))
+            let mut totals = transaction.open_table(schema::TOTALS)?;
+            let before = totals.insert(schema::FINISHED_BYTES, sum)?.map_or(0, |sum| sum.value());
+            Ok(before != sum)
         })
     }
 
@@ -233,18 +232,13 @@ impl Index {
 
     /// When what the index says of sizes was last compared with the disk.
     pub(crate) fn audited_at(&self) -> Result<Option<UnixMicros>, LogError> {
-        self.read(|transaction| {
-            let meta = transaction.open_table(schema::META)?;
-            let Some(value) = meta.get(schema::AUDITED_AT)? else { return Ok(None) };
-            Ok(Some(UnixMicros(number_of(Some(value.value().to_vec()))?)))
-        })
+        self.read(|transaction| Ok(total(transaction, schema::AUDITED_AT)?.map(UnixMicros)))
     }
 
     /// Notes when that was.
     pub(crate) fn set_audited_at(&self, time: UnixMicros) -> Result<(), LogError> {
         self.write(|transaction| {
-            let mut meta = transaction.open_table(schema::META)?;
-            meta.insert(schema::AUDITED_AT, time.0.to_le_bytes().as_slice())?;
+            transaction.open_table(schema::TOTALS)?.insert(schema::AUDITED_AT, time.0)?;
             Ok(())
         })
     }
@@ -264,13 +258,6 @@ fn add_up(
     Ok(sum)
 }
 
-fn meta_number(transaction: &ReadTransaction, name: &str) -> Result<u64, Failure> {
-    let meta = transaction.open_table(schema::META)?;
-    number_of(meta.get(name)?.map(|value| value.value().to_vec()))
-}
-
-/// A number of the table of names; 0 if it was never written.
-fn number_of(bytes: Option<Vec<u8>>) -> Result<u64, Failure> {
-    let Some(bytes) = bytes else { return Ok(0) };
-    Ok(u64::from_le_bytes(bytes.try_into().map_err(|_| damaged(Damaged))?))
+fn total(transaction: &ReadTransaction, name: &str) -> Result<Option<u64>, Failure> {
+    Ok(transaction.open_table(schema::TOTALS)?.get(name)?.map(|number| number.value()))
 }

@@ -6,7 +6,7 @@ use redb::{MultimapTableDefinition, TableDefinition};
 /// neighbouring pages.
 pub(crate) type RunNumber = u64;
 
-/// Name → bytes: the format version, `complete`, which is set last when an index is made, and numbers of all runs.
+/// Name → bytes: the format version, and `complete`, which is set last when an index is made.
 pub(super) const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 /// Run id → run number.
 pub(super) const RUN_IDS: TableDefinition<'_, &str, RunNumber> = TableDefinition::new("run_ids");
@@ -37,7 +37,9 @@ pub(super) const TOMBSTONE_TIMES: TableDefinition<'_, (u64, &str), ()> =
 pub(super) const FORMAT: &str = "format";
 /// The name of the row of [`META`] that says that the index was made to its end.
 pub(super) const COMPLETE: &str = "complete";
-/// The name of the row of [`META`] that holds the sum of all bytes in [`EVICTABLE`] and [`PINNED`], little-endian.
+/// Name → number of all runs together.
+pub(super) const TOTALS: TableDefinition<'_, &str, u64> = TableDefinition::new("totals");
+/// The name of the row of [`TOTALS`] that holds the sum of all bytes in [`EVICTABLE`] and [`PINNED`].
 pub(super) const FINISHED_BYTES: &str = "finished_bytes";
-/// The name of the row of [`META`] that says when that was last compared with the disk, in µs, little-endian.
+/// The name of the row of [`TOTALS`] that says when that was last compared with the disk, in µs.
 pub(super) const AUDITED_AT: &str = "audited_at";

@@ -20,7 +20,7 @@ use crate::store::file::repair::{mend_run, write_rows};
 use crate::store::file::writer::disk_bytes;
 
 /// What all runs may take up more or less than the index says, beside one in a hundred, in bytes.
-const MAY_DIFFER: u64 = 64 * 1024;
+const MAY_DIFFER: u64 = 1024 * 1024;
 
 /// How thorough a check is, and whether it mends what it finds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

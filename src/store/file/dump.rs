@@ -80,7 +80,7 @@ pub fn dump_index(
     })?;
     rows.sort_by(|a, b| a.0.cmp(&b.0));
     rows.into_iter().try_for_each(|(_, row)| give(row))?;
-    give(json!({"table": "meta", "finished_bytes": index.totals()?.finished_bytes}))?;
+    give(json!({"table": "totals", "finished_bytes": index.totals()?.finished_bytes}))?;
     let mut rows = Vec::new();
     index.partitions(|partition, number| {
         let row = json!({"table": "partitions", "partition": partition, "run": name(number)});
