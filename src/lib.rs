@@ -141,7 +141,7 @@ pub use client::{Client, ClientEnd, ClientError, ClientEvent, LogQuery};
 pub use config::{ConfigError, Environment, Origin, Setting};
 pub use error::LogError;
 #[cfg(feature = "server")]
-pub use http::{ServerOptions, listen, router, serve, stop_signal};
+pub use http::{ServerOptions, listen, record_metrics, router, serve, stop_signal};
 pub use line::{ByteOffset, InvalidTime, LineNumber, Stream, UnixMicros, UnknownView, View};
 pub use retention::{EvictedRun, EvictionReason, GcReport, GcRequest, KeptRun, RetentionPolicy};
 pub use run::{

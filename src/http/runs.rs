@@ -49,7 +49,7 @@ fn query(params: &Params) -> Result<RunQuery, Refusal> {
     })
 }
 
-fn json(value: &impl Serialize) -> Response {
+pub(super) fn json(value: &impl Serialize) -> Response {
     match serde_json::to_vec(value) {
         Ok(body) => ([(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-cache")], body).into_response(),
         Err(error) => Refusal::internal(&error).into_response(),

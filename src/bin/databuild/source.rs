@@ -100,6 +100,17 @@ impl Source {
         }
     }
 
+    /// Pins a run, or takes the pin away.
+    pub(crate) async fn set_pinned(&self, id: &JobRunId, pinned: bool) -> Result<(), SourceError> {
+        match self {
+            Self::Service(client) => Ok(client.set_pinned(id, pinned).await?),
+            Self::Folder { store, .. } => {
+                let (store, id) = (Arc::clone(store), id.clone());
+                Ok(blocking(move || store.set_pinned(&id, pinned)).await?)
+            }
+        }
+    }
+
     /// The events of a log.
     pub(crate) async fn read(
         &self,
