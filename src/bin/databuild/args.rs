@@ -169,14 +169,14 @@ pub(crate) struct GcArgs {
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Evict runs that ended longer ago than this, such as 7d, 12h, 30m or 45s; 0: however old [default: the policy]
-    #[arg(long, value_name = "AGE", value_parser = age)]
+    #[arg(long, value_name = "AGE", value_parser = age, allow_negative_numbers = true)]
     pub(crate) older_than: Option<Duration>,
     /// Evict the oldest runs until all takes up no more than this, such as 10GB, 500MB or 1GiB; 0: whatever it takes up
     /// [default: the policy]
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = size, allow_negative_numbers = true)]
     pub(crate) max_size: Option<u64>,
     /// Keep the newest N runs in any case [default: the policy]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) keep_last: Option<u64>,
     /// text: a line a run; json: an object
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]

@@ -43,7 +43,7 @@ pub(crate) struct Evictions {
     turn: Mutex<Turn>,
     /// Runs that are being evicted: their folders are gone, and the index may still have them.
     going: Mutex<HashMap<JobRunId, Tombstone>>,
-    /// Runs that are over and being read.
+    /// Runs that are being read, whether they are over or not yet.
     readers: Mutex<Readers>,
 }
 
@@ -105,8 +105,8 @@ impl Evictions {
         lock(&self.going).get(id).cloned()
     }
 
-    /// Notes that a run which is over is read: who reads it wants to know when it is evicted. Gives the run that
-    /// others read already.
+    /// Notes that a run is read: who reads it wants to know when it is evicted. Gives the run that others read
+    /// already.
     pub(crate) fn note_reader(&self, run: Arc<LiveRun>) -> Arc<LiveRun> {
         let mut readers = lock(&self.readers);
         if let Some(known) = readers.by_id.get(&run.id).and_then(Weak::upgrade)
@@ -201,7 +201,7 @@ impl Shared {
         }
         let mut turn = lock(&self.evictions.turn);
         // Somebody else may have made room while this waited for its turn.
-        match lacking(0) {
+        match lacking(ROOM / 4) {
             Some(0) => return true,
             None => return false,
             Some(_) => {}
@@ -212,7 +212,13 @@ impl Shared {
         let only_for_room = RetentionPolicy { max_age: None, max_bytes: None, ..policy };
         let to_free = lacking(ROOM).unwrap_or(0);
         let order = Order { policy: only_for_room, to_free, dry_run: false, at_most: usize::MAX };
-        if let Err(error) = self.evict(index, &mut turn, order) {
+        let mut evicted = self.evict(index, &mut turn, order);
+        if matches!(&evicted, Ok(report) if report.evicted.is_empty()) {
+            // Runs may have ended that the index has not heard of yet.
+            commit_all(self, index);
+            evicted = self.evict(index, &mut turn, order);
+        }
+        if let Err(error) = evicted {
             tracing::error!(%error, "making room on a full disk");
         }
         let has_room = lacking(0) == Some(0);

@@ -124,8 +124,9 @@ fn page(mut found: Vec<(u64, JobMetadata)>, query: &RunQuery) -> RunPage {
     RunPage { runs: found.into_iter().map(|(_, run)| run).collect(), next, pinned: Vec::new() }
 }
 
-/// Which runs of a page are pinned, as their folders say.
+/// The same page with which of its runs are pinned, as their folders say, and without those that are just going.
 pub(crate) fn with_pins(shared: &Shared, mut page: RunPage) -> RunPage {
+    page.runs.retain(|run| shared.evictions.going(run.id()).is_none());
     let is_pinned = |run: &&JobMetadata| shared.layout.run(run.id()).is_pinned();
     page.pinned = page.runs.iter().filter(is_pinned).map(|run| run.id().clone()).collect();
     page

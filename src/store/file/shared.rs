@@ -31,6 +31,9 @@ use crate::store::{ReadEnd, ReadEvent, ReadOptions, ReadStream, RunEnd};
 /// Rows that wait for the index before it is committed early.
 const MANY_ROWS: usize = 10_000;
 
+/// What a run's first files take up on disk, generously.
+const BEGINNING: u64 = 256 * 1024;
+
 pub(crate) struct Shared {
     pub(crate) layout: Layout,
     pub(crate) options: FileStoreOptions,
@@ -262,7 +265,7 @@ impl Shared {
         let number = self.next_number();
         let create = |spec| OwnRun::create(&self.layout, spec, number, &self.options);
         let created = match create(spec.clone()) {
-            Err(error) if error.is_disk_full() && self.make_room(0) => create(spec),
+            Err(error) if error.is_disk_full() && self.make_room(BEGINNING) => create(spec),
             created => created,
         };
         let created = created.map(|own| Arc::new(own.rescued_by(Arc::downgrade(self))));
@@ -500,7 +503,7 @@ impl Shared {
         options: &ReadOptions,
     ) -> Result<ReadStream, LogError> {
         let mut run = self.find(id)?;
-        if self.index.is_some() && run.is_over() && self.tracked(id).is_none() {
+        if self.index.is_some() {
             run = self.evictions.note_reader(run);
             // An eviction that did not see this reader is seen by it.
             if let Some(tombstone) = self.evictions.going(id) {

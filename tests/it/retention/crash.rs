@@ -135,7 +135,7 @@ fn gc_killed_at(databuild: &Databuild, inject: &str) -> bool {
     let args = ["gc", "--max-size", "1", "--keep-last", "1", "--log-dir", logs.to_str().unwrap()];
     let tool = databuild.command(&args);
     let mut command = Command::new("strace");
-    command.args(["-f", "-qq", "--seccomp-bpf", "-o", "/dev/null"]);
+    command.args(["-f", "-qq", "-o", "/dev/null"]);
     let call = inject.split(':').next().unwrap();
     command.args(["-e", &format!("trace={call}"), "-e", &format!("inject={inject}")]);
     command.arg(tool.get_program()).args(tool.get_args());

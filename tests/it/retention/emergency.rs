@@ -121,7 +121,7 @@ fn the_service_makes_room_for_other_processes() {
     }
     let service = databuild.start(&["serve", "--listen", "127.0.0.1:0"]);
     service.wait_for("listening on ");
-    let script = "yes this line is printed over and over again | head -c 12000000; sleep 4; echo the end";
+    let script = "yes this line is printed over and over again | head -n 300000; sleep 4; echo the end";
     databuild.run(&["run", "--quiet", "--id", "new", "--", "sh", "-c", script]).code(0);
     until(
         || service.stderr().contains("a run is evicted"),
