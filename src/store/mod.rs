@@ -23,9 +23,9 @@ use crate::run::{Exit, JobMetadata, JobRunId, MissingDeps, RunSpec, RunState, St
 pub use buffered::{BufferOptions, BufferedLogStore};
 pub use composite::{CompositeLogStore, CompositeOptions, Member, MemberHealth, MemberMode};
 pub use file::{
-    CheckOptions, CheckReport, Durability, FileLogStore, FileStoreOptions, Finding, FindingKind,
-    RebuildProgress, RebuildReport, Repair, UnreadableRun, check_index, compact_index, dump_index,
-    rebuild_index,
+    CheckOptions, CheckReport, Durability, EvictionBench, FileLogStore, FileStoreOptions, Finding,
+    FindingKind, RebuildProgress, RebuildReport, Repair, UnreadableRun, check_index, compact_index,
+    dump_index, rebuild_index,
 };
 pub use memory::MemoryLogStore;
 pub use read::{Batch, CutLine, Line, LineTime, Lines, ReadEnd, ReadEvent, ReadOptions, ReadStream, Start};

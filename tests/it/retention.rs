@@ -216,6 +216,21 @@ fn a_library_that_was_not_told_to_evicts_nothing() {
     assert!(matches!(memory.set_pinned(&id("x"), true), Err(LogError::Unsupported { .. })));
 }
 
+#[test]
+fn stores_that_wrap_others_pass_it_on() {
+    use databuild_logs::{BufferOptions, BufferedLogStore, CompositeLogStore, CompositeOptions, Member};
+    let folder = tempfile::tempdir().unwrap();
+    let store = std::sync::Arc::new(open(folder.path()));
+    let memory = std::sync::Arc::new(databuild_logs::MemoryLogStore::new());
+    ended_by_the_hour(&*store, 2);
+    left(&*store);
+    let members = [Member::required("memory", memory), Member::required("files", store)];
+    let both = CompositeLogStore::new(members, CompositeOptions::default()).unwrap();
+    let all_of_them = BufferedLogStore::new(std::sync::Arc::new(both), BufferOptions::default());
+    all_of_them.set_pinned(&id("1"), true).unwrap();
+    assert_eq!(evicted(&all_of_them.gc(&all()).unwrap()), ["2"]);
+}
+
 /// Reads some of a run, has it evicted, and reads the rest: lines seen, and the end.
 async fn evicted_under_reader(view: View, follow: bool) -> (u64, ReadEnd) {
     let folder = tempfile::tempdir().unwrap();

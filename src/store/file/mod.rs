@@ -8,6 +8,7 @@ mod derive;
 mod dump;
 mod durability;
 mod evict;
+mod evict_bench;
 mod evictor;
 mod lines;
 mod list;
@@ -53,6 +54,7 @@ use crate::store::{LogStore, Outcome, ReadOptions, ReadStream, RunEnd, RunPage, 
 pub use check::{CheckOptions, CheckReport, Finding, FindingKind, Repair, check_index, compact_index};
 pub use dump::dump_index;
 pub use durability::Durability;
+pub use evict_bench::EvictionBench;
 pub use rebuild::{RebuildProgress, RebuildReport, UnreadableRun, rebuild_index};
 
 /// How much is read at once to find a place.

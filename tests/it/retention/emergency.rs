@@ -19,12 +19,18 @@ fn on_small_disk(
     (home, disk, store)
 }
 
+/// Waits until the index knows that so many runs have ended: what it has not heard of it can't evict.
+fn all_in_index(store: &FileLogStore, count: usize) {
+    let request = GcRequest { dry_run: true, keep_last: Some(0), ..all() };
+    wait_until("the index has them", || evicted(&store.gc(&request).unwrap()).len() == count);
+}
+
 /// Prints 20 MB in a run, with three older runs of 5 MB each on the same disk of 48 MB.
 fn print_20_mb(store: &FileLogStore) -> databuild_logs::JobMetadata {
     for run in 1..=3 {
         ended(store, &run.to_string(), HOUR * (10 - run), 5_000);
     }
-    left(store);
+    all_in_index(store, 3);
     let mut writer = store.start(RunSpec::new(id("new"))).unwrap();
     for line in 0..200_000 {
         drop(writer.append(Stream::Stdout, format!("{line:099}\n").as_bytes()));
@@ -54,7 +60,7 @@ fn and_on_a_disk_that_is_full_to_the_brim() {
     for run in 1..=3 {
         ended(&store, &run.to_string(), HOUR * (10 - run), 5_000);
     }
-    left(&store);
+    all_in_index(&store, 3);
     let mut writer = store.start(RunSpec::new(id("new"))).unwrap();
     disk.fill();
     for line in 0..80_000 {
@@ -75,7 +81,7 @@ fn a_run_begins_on_a_full_disk() {
     let (_home, disk, store) = on_small_disk(0, LENIENT);
     ended(&store, "1", HOUR * 2, 5_000);
     ended(&store, "2", HOUR, 5_000);
-    left(&store);
+    all_in_index(&store, 2);
     disk.fill();
     // Blocks are reserved for its end, which can't be done without.
     let writer = store.start(RunSpec::new(id("new"))).unwrap();
