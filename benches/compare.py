@@ -6,6 +6,7 @@
     benches/compare.py rebuild   `databuild index rebuild` and `wc -l` of the same log, by turns
     benches/compare.py open      opening after kill -9: a store with few finished runs, and one with many, by turns
     benches/compare.py many      many jobs at once, followed while they print: nothing lost, memory of the service
+    benches/compare.py evict     the oldest of 100,000 runs: `databuild gc`, and `find` by age with `du` of all
     benches/compare.py ratios    the ratios of the last `cargo bench`
     benches/compare.py all       all of it
 
@@ -32,11 +33,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("subject", choices=["bulk", "disk", "rebuild", "open", "many", "ratios", "all"])
+    parser.add_argument("subject", choices=["bulk", "disk", "rebuild", "open", "many", "evict", "ratios", "all"])
     parser.add_argument("--dir", default=ROOT / "target", type=Path, help="where to make the files [target/]")
     parser.add_argument("--lines", default=10_000_000, type=int, help="lines of big.log")
     parser.add_argument("--rounds", default=7, type=int, help="of bulk, rebuild and open")
-    parser.add_argument("--runs", default=100_000, type=int, help="finished runs of open; the other store has a hundredth")
+    parser.add_argument("--runs", default=100_000, type=int, help="finished runs of evict and open; the smaller store of open has a hundredth")
     parser.add_argument("--jobs", default=200, type=int, help="of many")
     parser.add_argument("--followers", default=50, type=int, help="of many")
     parser.add_argument("--rate", default=1_000, type=int, help="lines a second of each job of many")
@@ -184,13 +185,14 @@ def disk(bench):
 class Service:
     """`databuild serve` in a folder, for as long as it is needed."""
 
-    def __init__(self, bench, logs):
+    def __init__(self, bench, logs, variables=None):
+        self.variables = variables
         self.command = [bench.databuild, "--log-dir", logs, "serve", "--listen", "127.0.0.1:0"]
         self.said = bench.folder / "service.txt"
 
     def __enter__(self):
         with open(self.said, "wb") as said:
-            self.process = subprocess.Popen(self.command, stderr=said)
+            self.process = subprocess.Popen(self.command, stderr=said, env=self.variables)
         while not (found := re.search(r"listening on http://127\.0\.0\.1:(\d+)", self.said.read_text())):
             if self.process.poll() is not None:
                 sys.exit(f"the service did not start: {self.said.read_text()}")
@@ -303,6 +305,47 @@ def finished_runs(bench, store, count):
     )
 
 
+# --- evict
+
+
+def evict(bench):
+    """How long it takes to know and remove the oldest of many runs, and to know it without an index."""
+    logs, runs = bench.folder / "logs", bench.options.runs
+    began = 1_700_000_000
+    for number in range(runs):
+        folder = logs / "job_runs" / f"run-{number:06}"
+        folder.mkdir(parents=True)
+        (folder / "stdout.log").write_text(f"this is run {number}\n" * 10)
+        ended = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began + number))
+        (folder / "metadata.json").write_text(
+            json.dumps({"job_run_id": folder.name, "exit_code": 0, "finished_at": ended}))
+        os.utime(folder, (began + number, began + number))
+    subprocess.run([bench.databuild, "--log-dir", logs, "index", "rebuild"], check=True)
+    # What a cron job does: the sum says whether something has to go, the oldest what.
+    by_hand = 'du -s "$1" > /dev/null; find "$1" -mindepth 1 -maxdepth 1 -type d -printf "%T@ %p\\n" | sort -n | head -1'
+    variables = dict(os.environ, DATABUILD_LOG_TTL_DAYS="0", DATABUILD_LOG_MAX_SIZE_GB="0")
+    asked, found = [], []
+    with Service(bench, logs, variables) as service:
+        service.wait_for_runs(1)
+        for left in range(runs - 1, runs - 1 - bench.options.rounds, -1):
+            begin = time.monotonic()
+            said = subprocess.run(
+                [bench.databuild, "--server", f"http://127.0.0.1:{service.port}", "gc", "--max-size", "1",
+                 "--keep-last", str(left), "-o", "json"], check=True, stdout=subprocess.PIPE)
+            asked.append(time.monotonic() - begin)
+            [gone] = json.loads(said.stdout)["evicted"]
+            assert gone["id"] == f"run-{runs - 1 - left:06}", gone
+            begin = time.monotonic()
+            oldest = subprocess.run(["sh", "-c", by_hand, "sh", logs / "job_runs"], check=True, stdout=subprocess.PIPE)
+            found.append(time.monotonic() - begin)
+            assert oldest.stdout.strip().endswith(b"run-%06d" % (runs - left)), oldest.stdout
+    print(f"evict, the oldest of {runs:,} runs, {len(asked)} rounds:")
+    print(f"  databuild gc, the whole process   {statistics.median(asked) * 1e3:8.1f} ms  ({spread(asked)} s)")
+    print(f"  du and find, nothing is removed   {statistics.median(found) * 1e3:8.1f} ms  ({spread(found)} s)")
+    print(f"  ratio of the medians              {statistics.median(found) / statistics.median(asked):8.1f}")
+    shutil.rmtree(logs)
+
+
 # --- many
 
 
@@ -391,7 +434,7 @@ def ratios():
             print(f"{what}: {medians[above] / medians[below]:.2f}")
 
 
-SUBJECTS = {"bulk": bulk, "disk": disk, "rebuild": rebuild, "open": open_after_kill, "many": many}
+SUBJECTS = {"bulk": bulk, "disk": disk, "rebuild": rebuild, "open": open_after_kill, "many": many, "evict": evict}
 
 
 if __name__ == "__main__":

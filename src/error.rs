@@ -77,6 +77,12 @@ pub enum LogError {
     /// A hole in a stream of lines; the stream goes on behind it.
     #[error("{} lines of {} after line {} were not kept ({} bytes, {:?})", .0.lines, .0.stream, .0.after, .0.bytes, .0.reason)]
     Gap(Gap),
+    /// This store does not do that.
+    #[error("{what}")]
+    Unsupported {
+        /// What it does not do.
+        what: &'static str,
+    },
     /// The store was closed.
     #[error("the log store is closed")]
     Closed,

@@ -51,7 +51,11 @@ impl Refusal {
     }
 
     pub(super) fn method() -> Self {
-        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "only GET and HEAD are known here")
+        Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method-not-allowed",
+            "what is here does not know this method",
+        )
     }
 
     pub(super) fn unauthorized() -> Self {
@@ -65,6 +69,11 @@ impl Refusal {
             "this service listens on loopback: it goes by localhost, 127.0.0.1 and [::1], not {host:?}"
         );
         Self::new(StatusCode::FORBIDDEN, "foreign-host", detail)
+    }
+
+    pub(super) fn foreign_origin() -> Self {
+        let detail = "only pages of this service may ask it to change something";
+        Self::new(StatusCode::FORBIDDEN, "foreign-origin", detail)
     }
 
     /// 416: the range asked for has no byte in these `length` bytes.
@@ -120,6 +129,7 @@ impl From<LogError> for Refusal {
             // The run is in another state than the caller takes it to be in.
             LogError::AlreadyExists { .. } => Self::new(StatusCode::CONFLICT, "already-exists", detail),
             LogError::Finished { .. } => Self::new(StatusCode::CONFLICT, "finished", detail),
+            LogError::Unsupported { .. } => Self::new(StatusCode::NOT_IMPLEMENTED, "unsupported", detail),
             // Passes: a restart, another process that lets go of the folder, an index that is being rebuilt.
             LogError::Closed => Self::passing("shutting-down", detail),
             LogError::InUse { .. } => Self::passing("in-use", detail),

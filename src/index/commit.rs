@@ -7,6 +7,7 @@ use crate::index::checkpoints;
 use crate::index::codec::{self, RunRecord};
 use crate::index::handle::{Failure, Index};
 use crate::index::progress::{LineCheckpoint, Progress};
+use crate::index::retention::{Finished, put_pins, put_tombstones};
 use crate::index::schema::{self, RunNumber};
 use crate::run::Tombstone;
 
@@ -21,6 +22,8 @@ pub(crate) struct Changes {
     pub(crate) lines: Vec<(RunNumber, LineCheckpoint)>,
     /// Places in journals.
     pub(crate) progress: Vec<(RunNumber, Progress)>,
+    /// Runs that are never to be evicted, or may be again.
+    pub(crate) pins: Vec<(RunNumber, bool)>,
     /// What is left of runs that were evicted.
     pub(crate) tombstones: Vec<Tombstone>,
 }
@@ -36,6 +39,7 @@ impl Changes {
             + self.lines.len()
             + self.progress.len()
             + self.forgotten.len()
+            + self.pins.len()
             + self.tombstones.len()
     }
 
@@ -44,15 +48,13 @@ impl Changes {
             forget_run(transaction, number)?;
         }
         put_runs(transaction, &self.runs)?;
+        put_pins(transaction, &self.pins)?;
+        put_tombstones(transaction, &self.tombstones)?;
         checkpoints::put(transaction, &self.lines)?;
         let mut times = transaction.open_table(schema::TIMES)?;
         for (number, progress) in &self.progress {
             let value = codec::encode_progress(*number, progress);
             times.insert((*number, progress.time.0), value.as_slice())?;
-        }
-        let mut tombstones = transaction.open_table(schema::TOMBSTONES)?;
-        for stone in &self.tombstones {
-            tombstones.insert(stone.id.as_str(), codec::encode_tombstone(stone).as_slice())?;
         }
         Ok(())
     }
@@ -91,7 +93,7 @@ fn put_runs(transaction: &WriteTransaction, runs: &[(RunNumber, RunRecord)]) -> 
     let mut ids = transaction.open_table(schema::RUN_IDS)?;
     let mut records = transaction.open_table(schema::RUNS)?;
     let mut live = transaction.open_table(schema::LIVE)?;
-    let mut evictable = transaction.open_table(schema::EVICTABLE)?;
+    let mut finished = Finished::open(transaction)?;
     let mut partitions = transaction.open_multimap_table(schema::PARTITIONS)?;
     for (number, record) in runs {
         ids.insert(record.run.id().as_str(), number)?;
@@ -101,15 +103,15 @@ fn put_runs(transaction: &WriteTransaction, runs: &[(RunNumber, RunRecord)]) -> 
         }
         if let Some(ended) = record.run.state.ended() {
             live.remove(number)?;
-            evictable.insert((ended.0, *number), record.disk_bytes)?;
+            finished.put(ended, *number, record.disk_bytes)?;
         } else {
             live.insert(number, ())?;
         }
     }
-    Ok(())
+    finished.close(transaction)
 }
 
-fn forget_run(transaction: &WriteTransaction, number: RunNumber) -> Result<(), Failure> {
+pub(super) fn forget_run(transaction: &WriteTransaction, number: RunNumber) -> Result<(), Failure> {
     let record = {
         let mut records = transaction.open_table(schema::RUNS)?;
         let removed = records.remove(number)?;
@@ -117,6 +119,9 @@ fn forget_run(transaction: &WriteTransaction, number: RunNumber) -> Result<(), F
     };
     transaction.open_table(schema::LIVE)?.remove(number)?;
     forget_places(transaction, number, None)?;
+    let mut finished = Finished::open(transaction)?;
+    finished.remove(record.as_ref().and_then(|record| record.run.state.ended()), number)?;
+    finished.close(transaction)?;
     let Some(record) = record else { return Ok(()) };
     let id = record.run.id().as_str();
     let mut ids = transaction.open_table(schema::RUN_IDS)?;
@@ -127,9 +132,6 @@ fn forget_run(transaction: &WriteTransaction, number: RunNumber) -> Result<(), F
     let mut partitions = transaction.open_multimap_table(schema::PARTITIONS)?;
     for partition in &record.run.spec.building_partitions {
         partitions.remove(partition.as_str(), number)?;
-    }
-    if let Some(ended) = record.run.state.ended() {
-        transaction.open_table(schema::EVICTABLE)?.remove((ended.0, number))?;
     }
     Ok(())
 }

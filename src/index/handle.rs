@@ -346,6 +346,8 @@ fn open_existing(path: &Path) -> Result<Option<Guarded>, LogError> {
     let look = || -> Result<_, Failure> {
         let Some(database) = guarded.get() else { return Err(damaged(Damaged)) };
         let transaction = database.begin_read()?;
+        // An index of an earlier day of this format has no such table.
+        transaction.open_table(schema::PINNED)?;
         let meta = transaction.open_table(schema::META)?;
         let format = meta.get(schema::FORMAT)?.map(|value| value.value().to_vec());
         Ok((format, meta.get(schema::COMPLETE)?.is_some()))
@@ -384,8 +386,11 @@ fn create_incomplete(path: &Path) -> Result<Guarded, LogError> {
         transaction.open_table(schema::CHECKPOINTS)?;
         transaction.open_table(schema::TIMES)?;
         transaction.open_table(schema::EVICTABLE)?;
+        transaction.open_table(schema::PINNED)?;
+        transaction.open_table(schema::TOTALS)?;
         transaction.open_multimap_table(schema::PARTITIONS)?;
         transaction.open_table(schema::TOMBSTONES)?;
+        transaction.open_table(schema::TOMBSTONE_TIMES)?;
         Ok(())
     })?;
     Ok(created)

@@ -25,8 +25,10 @@ pub(crate) enum Known {
 pub(crate) struct StandingRows {
     /// Whether it is among those that are not over.
     pub(crate) live: bool,
-    /// Bytes on disk that its eviction would free.
+    /// Bytes on disk that its eviction would free, or would if it were not pinned.
     pub(crate) evictable: Option<u64>,
+    /// Whether it is never evicted.
+    pub(crate) pinned: bool,
     /// Whether each of its partitions leads to it.
     pub(crate) found_by_partition: bool,
 }
@@ -277,6 +279,7 @@ impl Index {
                 Some(ended) => transaction.open_table(schema::EVICTABLE)?.get((ended.0, run))?,
                 None => None,
             };
+            let pinned = transaction.open_table(schema::PINNED)?.get(run)?.map(|bytes| bytes.value());
             let partitions = transaction.open_multimap_table(schema::PARTITIONS)?;
             let mut found_by_partition = true;
             for partition in &record.run.spec.building_partitions {
@@ -285,7 +288,8 @@ impl Index {
             }
             Ok(StandingRows {
                 live: transaction.open_table(schema::LIVE)?.get(run)?.is_some(),
-                evictable: evictable.map(|bytes| bytes.value()),
+                evictable: evictable.map(|bytes| bytes.value()).xor(pinned),
+                pinned: pinned.is_some(),
                 found_by_partition,
             })
         })

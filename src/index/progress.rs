@@ -7,6 +7,7 @@ use memchr::memchr;
 
 use crate::journal::{Arrival, What};
 use crate::line::{Stream, UnixMicros};
+use crate::meter::Appends;
 use crate::run::{Gap, StreamTotals};
 
 /// How far one stream has come.
@@ -65,6 +66,19 @@ impl Progress {
     /// Lines of both streams that have ended: the position in [`View::All`](crate::View::All).
     pub(crate) const fn lines(&self) -> u64 {
         self.streams[0].lines + self.streams[1].lines
+    }
+
+    /// Counts what came in since this.
+    pub(crate) fn count_since(&self, before: &Self, appends: &Appends) {
+        for (now, before) in self.streams.iter().zip(&before.streams) {
+            if now != before {
+                appends.count(
+                    now.bytes.saturating_sub(before.bytes),
+                    now.lines.saturating_sub(before.lines),
+                    now.dropped_bytes.saturating_sub(before.dropped_bytes),
+                );
+            }
+        }
     }
 
     /// Takes in what happened next. `journal` is left to whoever knows the record's length.

@@ -3,8 +3,8 @@
 //! system's calls are made to fail one after the other. Needs root, to mount, and `strace`.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
+use std::fs;
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,56 +16,9 @@ use databuild_logs::{
     JobMetadata, LogQuery, LogStore, ReadEnd, ReadEvent, ReadOptions, RunState, StateKind, Stream, View,
 };
 use futures_util::StreamExt;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::support::cli::{Databuild, Done, Running, until};
-
-/// A file system in memory that has so much room.
-struct SmallDisk {
-    at: PathBuf,
-}
-
-impl SmallDisk {
-    fn under(databuild: &Databuild, mib: u64) -> Self {
-        let at = databuild.home.path().join("logs");
-        let options = std::ffi::CString::new(format!("size={mib}m")).unwrap();
-        mount("tmpfs", &at, "tmpfs", MountFlags::empty(), options.as_c_str())
-            .expect("a tmpfs can be mounted, which takes root");
-        Self { at }
-    }
-
-    /// Takes all room that is left.
-    fn fill(&self) {
-        let mut ballast = File::options().append(true).create(true).open(self.ballast()).unwrap();
-        let mut size = 64 * 1024;
-        while size > 0 {
-            match ballast.write(&vec![b'x'; size]) {
-                Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::StorageFull => size /= 2,
-                Err(error) => panic!("{error}"),
-            }
-        }
-    }
-
-    fn free(&self) -> u64 {
-        let found = rustix::fs::statvfs(&self.at).unwrap();
-        found.f_bavail * found.f_frsize
-    }
-
-    fn make_room(&self) {
-        fs::remove_file(self.ballast()).unwrap();
-    }
-
-    fn ballast(&self) -> PathBuf {
-        self.at.join("ballast")
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = unmount(&self.at, UnmountFlags::DETACH);
-    }
-}
+use crate::support::disk::SmallDisk;
 
 fn no_floor() -> Databuild {
     Databuild::new().with("DATABUILD_LOG_MIN_FREE_MB", "0")
@@ -169,7 +122,7 @@ async fn follow(client: Client, id: &'static str) -> (Given, Completion) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_outlives_a_full_disk_and_is_recorded_again_when_there_is_room() {
     let databuild = no_floor();
-    let disk = SmallDisk::under(&databuild, 16);
+    let disk = SmallDisk::at(databuild.home.path().join("logs"), 16);
     let service = databuild.start(&["serve", "--listen", "127.0.0.1:0"]);
     service.wait_for("listening on ");
     let url = service.stderr().split("listening on ").nth(1).unwrap().split(',').next().unwrap().to_owned();
@@ -225,7 +178,7 @@ async fn a_job_outlives_a_full_disk_and_is_recorded_again_when_there_is_room() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_end_of_a_run_finds_room_on_a_disk_without_any() {
     let databuild = no_floor();
-    let disk = SmallDisk::under(&databuild, 8);
+    let disk = SmallDisk::at(databuild.home.path().join("logs"), 8);
     let jobs: Vec<_> = ["a", "b", "c"]
         .map(|id| {
             let args = ["run", "--quiet", "--id", id, "--", "sh", "-c", "cat; exit 3"];
@@ -280,7 +233,7 @@ async fn the_end_of_a_run_finds_room_on_a_disk_without_any() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_prints_without_end_leaves_the_machine_its_floor_of_free_space() {
     let databuild = Databuild::new().with("DATABUILD_LOG_MIN_FREE_MB", "24");
-    let disk = SmallDisk::under(&databuild, 64);
+    let disk = SmallDisk::at(databuild.home.path().join("logs"), 64);
     let script = "yes this line is printed over and over again | head -n 3000000; exit 9";
     databuild.run(&["run", "--quiet", "--id", "r", "--", "sh", "-c", script]).code(9);
     let free = disk.free();

@@ -2,6 +2,7 @@
 
 mod args;
 mod failure;
+mod gc;
 mod index;
 mod locate;
 mod logs;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args, &settings),
         Command::Logs(args) => logs::run(args, &settings),
         Command::Runs(args) => runs::run(args, &settings),
+        Command::Gc(args) => gc::run(&args, &settings),
         Command::Index(command) => index::run(&command, &settings),
     };
     done.unwrap_or_else(Failure::report)

@@ -9,6 +9,7 @@ use crate::index::progress::{Progress, Resume};
 use crate::layout::Layout;
 use crate::line::{Stream, UnixMicros};
 use crate::logfile::{AppendFile, Fetched, Io, ReadFile};
+use crate::meter::Appends;
 use crate::run::{JobMetadata, JobRunId, RunState};
 use crate::store::file::FileStoreOptions;
 use crate::store::file::live::LiveRun;
@@ -22,6 +23,7 @@ use crate::store::{Outcome, RunEnd};
 pub(crate) struct ForeignRun {
     pub(crate) run: Arc<LiveRun>,
     tracker: Mutex<Tracker>,
+    appends: Appends,
 }
 
 impl ForeignRun {
@@ -44,8 +46,12 @@ impl ForeignRun {
         // The end is taken from the folder by catching up, together with everything before it.
         run.state = RunState::Running;
         let run = LiveRun::new(folder, number, run, tracker.progress, tracker.has_journal());
-        run.state().gaps = Arc::new(gaps);
-        let foreign = Self { run: Arc::new(run), tracker: Mutex::new(tracker) };
+        {
+            let mut state = run.state();
+            state.gaps = Arc::new(gaps);
+            state.pinned = run.folder.is_pinned();
+        }
+        let foreign = Self { run: Arc::new(run), tracker: Mutex::new(tracker), appends: Appends::new() };
         foreign.catch_up()?;
         Ok(foreign)
     }
@@ -69,6 +75,12 @@ impl ForeignRun {
         tracker.catch_up(&self.run.folder, &run, &mut news)?;
         self.publish(&tracker, lengths, news);
         Ok(self.run.is_over())
+    }
+
+    /// Counts what came in since the run was as far as this.
+    pub(crate) fn count(&self, before: &Progress) {
+        let now = self.run.state().progress;
+        now.count_since(before, &self.appends);
     }
 
     fn publish(&self, tracker: &Tracker, lengths: [u64; 2], news: News) {

@@ -1,10 +1,11 @@
 //! What the index's thread does: gathers what runs have to say and writes it, all in one transaction.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 
 use crate::error::LogError;
 use crate::index::{Changes, Committed, Index};
+use crate::meter;
 use crate::store::file::reconcile::mend;
 use crate::store::file::shared::{Shared, Tracked};
 use crate::store::file::writer::disk_bytes;
@@ -20,6 +21,7 @@ pub(crate) fn commit_waiting(shared: &Weak<Shared>) -> Committed {
 
 /// Writes what waits to the index, and lets go of runs that are over and written.
 pub(crate) fn commit_all(shared: &Shared, index: &Index) -> Committed {
+    let _one_at_a_time = shared.committing.lock().unwrap_or_else(PoisonError::into_inner);
     mend(shared, index);
     let mut changes = Changes::default();
     let mut written = Vec::new();
@@ -57,6 +59,9 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) -> Committed {
         state.waiting.dirty = false;
         state.disk_bytes = disk_bytes.unwrap_or(state.disk_bytes);
         changes.runs.push((number, state.record()));
+        if state.pinned {
+            changes.pins.push((number, true));
+        }
         changes.lines.extend(state.waiting.lines.iter().map(|&at| (number, at)));
         changes.progress.extend(state.waiting.places.iter().map(|&at| (number, at)));
         written.push((Arc::clone(run), state.waiting.lines.len(), state.waiting.places.len()));
@@ -65,8 +70,14 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) -> Committed {
     if changes.is_empty() {
         return Committed::Done;
     }
-    match index.commit(&changes) {
+    let committed = index.commit(&changes);
+    meter::committed(committed.is_ok());
+    match committed {
         Ok(()) => {
+            let ended = changes.runs.iter().any(|(_, record)| record.run.state.is_over());
+            if ended && let Some(evictor) = shared.evictor.get() {
+                evictor.run_ended();
+            }
             let mut runs = shared.runs();
             for (run, lines, places) in written {
                 let mut state = run.state();

@@ -46,6 +46,8 @@ pub(crate) struct State {
     /// Bytes that the folder takes up on disk, once the run is over.
     pub(crate) disk_bytes: u64,
     pub(crate) waiting: Waiting,
+    /// Whether it is never to be evicted.
+    pub(crate) pinned: bool,
     /// What is left of the run, once it is evicted.
     pub(crate) evicted: Option<Box<Tombstone>>,
 }
@@ -102,6 +104,7 @@ impl LiveRun {
             has_journal,
             disk_bytes: 0,
             waiting: Waiting { dirty: true, ..Waiting::default() },
+            pinned: false,
             evicted: None,
             run,
         };
@@ -128,6 +131,7 @@ impl LiveRun {
             has_journal,
             disk_bytes,
             waiting: Waiting::default(),
+            pinned: false,
             evicted: None,
             run,
         };

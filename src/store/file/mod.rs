@@ -7,6 +7,9 @@ mod commit;
 mod derive;
 mod dump;
 mod durability;
+mod evict;
+mod evict_bench;
+mod evictor;
 mod lines;
 mod list;
 mod live;
@@ -36,11 +39,13 @@ use crate::index::{Committer, Index};
 use crate::layout::Layout;
 use crate::line::{ByteOffset, LineNumber, Stream, View};
 use crate::logfile::{Fetched, Io, ReadFile};
+use crate::retention::{GcReport, GcRequest, RetentionPolicy};
 use crate::run::{JobMetadata, JobRunId, RunSpec};
 use crate::store::file::commit::commit_waiting;
 use crate::store::file::durability::Syncer;
+use crate::store::file::evictor::Evictor;
 use crate::store::file::lines::{LineReader, Reach, Taken};
-use crate::store::file::list::{list_folders, list_when_known};
+use crate::store::file::list::{list_folders, list_when_known, with_pins};
 use crate::store::file::places::Places;
 use crate::store::file::shared::{Shared, shut_down};
 use crate::store::file::writer::OwnRun;
@@ -49,6 +54,7 @@ use crate::store::{LogStore, Outcome, ReadOptions, ReadStream, RunEnd, RunPage, 
 pub use check::{CheckOptions, CheckReport, Finding, FindingKind, Repair, check_index, compact_index};
 pub use dump::dump_index;
 pub use durability::Durability;
+pub use evict_bench::EvictionBench;
 pub use rebuild::{RebuildProgress, RebuildReport, UnreadableRun, rebuild_index};
 
 /// How much is read at once to find a place.
@@ -67,16 +73,20 @@ pub struct FileStoreOptions {
     pub min_free_bytes: u64,
     /// What a power cut may take.
     pub durability: Durability,
+    /// What of the runs that are over is kept. A store evicts only if it has the index.
+    pub retention: RetentionPolicy,
 }
 
 impl Default for FileStoreOptions {
-    /// Every second, and every half minute; 512 MiB stay free; runs that have ended survive a power cut.
+    /// Every second, and every half minute; 512 MiB stay free; runs that have ended survive a power cut, and
+    /// nothing is ever evicted.
     fn default() -> Self {
         Self {
             liveness_interval: Duration::from_secs(1),
             rescan_interval: Duration::from_secs(30),
             min_free_bytes: 512 * 1024 * 1024,
             durability: Durability::OnFinish,
+            retention: RetentionPolicy::OFF,
         }
     }
 }
@@ -132,6 +142,9 @@ impl FileLogStore {
             }
         }
         shared.watch()?.begin();
+        let evictor = Evictor::start(Arc::downgrade(shared))
+            .map_err(LogError::io("starting a thread for", shared.layout.root()))?;
+        let _ = shared.evictor.set(evictor);
         Ok(store)
     }
 
@@ -243,10 +256,19 @@ impl LogStore for FileLogStore {
         if self.shared.is_closed() {
             return Err(LogError::Closed);
         }
-        match &self.shared.index {
-            Some(index) => list_when_known(&self.shared, index, query),
-            None => list_folders(&self.shared, query),
-        }
+        let page = match &self.shared.index {
+            Some(index) => list_when_known(&self.shared, index, query)?,
+            None => list_folders(&self.shared, query)?,
+        };
+        Ok(with_pins(&self.shared, page))
+    }
+
+    fn gc(&self, request: &GcRequest) -> Result<GcReport, LogError> {
+        self.shared.gc(request)
+    }
+
+    fn set_pinned(&self, id: &JobRunId, pinned: bool) -> Result<(), LogError> {
+        self.shared.set_pinned(id, pinned)
     }
 
     fn close(&self) -> Result<(), LogError> {

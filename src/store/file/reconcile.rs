@@ -52,7 +52,8 @@ fn reconcile(shared: &Arc<Shared>, index: &Index) -> Result<(), LogError> {
     }
     for (id, number) in ghosts {
         // It may have been made after the listing.
-        if shared.tracked(&id).is_none() && !shared.layout.run(&id).path().exists() {
+        let is_going = shared.evictions.going(&id).is_some();
+        if !is_going && shared.tracked(&id).is_none() && !shared.layout.run(&id).path().exists() {
             tracing::warn!(run = %id, "the run's folder is gone");
             shared.forget_rows(number);
         }

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use crate::error::LogError;
 use crate::index::codec::RunRecord;
 use crate::index::progress::Resume;
-use crate::index::{Committer, Index, Known, RunNumber, Urgency};
+use crate::index::{Changes, Committer, Index, Known, RunNumber, Urgency};
 use crate::layout::Layout;
 use crate::line::{Stream, UnixMicros};
 use crate::run::{JobMetadata, JobRunId, RunSpec, Tombstone};
@@ -18,6 +18,8 @@ use crate::store::file::FileStoreOptions;
 use crate::store::file::adopt::ForeignRun;
 use crate::store::file::commit::commit_all;
 use crate::store::file::durability::Syncer;
+use crate::store::file::evict::Evictions;
+use crate::store::file::evictor::Evictor;
 use crate::store::file::live::{LiveRun, finished};
 use crate::store::file::source::FileSource;
 use crate::store::file::tracker::ends_a_record;
@@ -29,6 +31,9 @@ use crate::store::{ReadEnd, ReadEvent, ReadOptions, ReadStream, RunEnd};
 /// Rows that wait for the index before it is committed early.
 const MANY_ROWS: usize = 10_000;
 
+/// What a run's first files take up on disk, generously.
+const BEGINNING: u64 = 256 * 1024;
+
 pub(crate) struct Shared {
     pub(crate) layout: Layout,
     pub(crate) options: FileStoreOptions,
@@ -36,6 +41,11 @@ pub(crate) struct Shared {
     pub(crate) committer: OnceLock<Committer>,
     /// Syncs runs that go on, if that is wanted.
     pub(crate) syncer: OnceLock<Syncer>,
+    /// Evicts what is to be evicted.
+    pub(crate) evictor: OnceLock<Evictor>,
+    pub(crate) evictions: Evictions,
+    /// One commit of what waits at a time.
+    pub(crate) committing: Mutex<()>,
     /// Whether the committer knows that something waits.
     pub(crate) nudged: AtomicBool,
     runs: Mutex<Runs>,
@@ -116,6 +126,9 @@ impl Shared {
             index,
             committer: OnceLock::new(),
             syncer: OnceLock::new(),
+            evictor: OnceLock::new(),
+            evictions: Evictions::default(),
+            committing: Mutex::default(),
             nudged: AtomicBool::new(false),
             runs: Mutex::new(Runs { last_number, ..Runs::default() }),
             adopting: Mutex::default(),
@@ -228,7 +241,7 @@ impl Shared {
         }
     }
 
-    pub(crate) fn start(&self, spec: RunSpec) -> Result<Arc<OwnRun>, LogError> {
+    pub(crate) fn start(self: &Arc<Self>, spec: RunSpec) -> Result<Arc<OwnRun>, LogError> {
         if self.is_closed() {
             return Err(LogError::Closed);
         }
@@ -249,7 +262,13 @@ impl Shared {
         if !self.runs().starting.insert(id.clone()) {
             return Err(LogError::AlreadyExists { id });
         }
-        let created = OwnRun::create(&self.layout, spec, self.next_number(), &self.options).map(Arc::new);
+        let number = self.next_number();
+        let create = |spec| OwnRun::create(&self.layout, spec, number, &self.options);
+        let created = match create(spec.clone()) {
+            Err(error) if error.is_disk_full() && self.make_room(BEGINNING) => create(spec),
+            created => created,
+        };
+        let created = created.map(|own| Arc::new(own.rescued_by(Arc::downgrade(self))));
         {
             let mut runs = self.runs();
             runs.starting.remove(&id);
@@ -384,9 +403,27 @@ impl Shared {
         Ok(())
     }
 
+    /// Pins a run, or takes the pin away.
+    pub(crate) fn set_pinned(self: &Arc<Self>, id: &JobRunId, pinned: bool) -> Result<(), LogError> {
+        let run = self.find(id)?;
+        // So that it is not evicted between the two.
+        let _turn = self.evictions.none_for_now();
+        if !run.folder.is_there() {
+            // Whatever became of it since, the answer says.
+            return Err(self.find(id).err().unwrap_or_else(|| LogError::NotFound { id: id.clone() }));
+        }
+        run.folder.set_pinned(pinned)?;
+        run.state().pinned = pinned;
+        let (Some(index), Some(number)) = (&self.index, run.number) else { return Ok(()) };
+        index.commit(&Changes { pins: vec![(number, pinned)], ..Changes::default() })
+    }
+
     /// Called when a run of another process may have come further.
     pub(crate) fn catch_up(&self, foreign: &ForeignRun) {
-        match foreign.catch_up() {
+        let before = foreign.run.state().progress;
+        let caught_up = foreign.catch_up();
+        foreign.count(&before);
+        match caught_up {
             Ok(true) => self.retire(foreign),
             Ok(false) => {
                 if self.index.is_some() && foreign.run.state().waiting.dirty {
@@ -443,6 +480,9 @@ impl Shared {
         if let Some(tracked) = self.tracked(id) {
             return Ok(Arc::clone(tracked.run()));
         }
+        if let Some(tombstone) = self.evictions.going(id) {
+            return Err(LogError::Evicted(Box::new(tombstone)));
+        }
         if let Some(index) = &self.index {
             match index.find(id) {
                 Ok(Some(Known::Run(number, record))) if record.run.state.is_over() => {
@@ -462,7 +502,14 @@ impl Shared {
         id: &JobRunId,
         options: &ReadOptions,
     ) -> Result<ReadStream, LogError> {
-        let run = self.find(id)?;
+        let mut run = self.find(id)?;
+        if self.index.is_some() {
+            run = self.evictions.note_reader(run);
+            // An eviction that did not see this reader is seen by it.
+            if let Some(tombstone) = self.evictions.going(id) {
+                return Err(LogError::Evicted(Box::new(tombstone)));
+            }
+        }
         let signal = run.subscribe();
         let source = FileSource::open(run, self.index.clone(), Arc::clone(&self.closed), options)?;
         Ok(drive(Box::new(source), signal))
@@ -573,6 +620,9 @@ pub(crate) fn shut_down(shared: &Shared) -> Option<LogError> {
     }
     if let Some(syncer) = shared.syncer.get() {
         syncer.stop();
+    }
+    if let Some(evictor) = shared.evictor.get() {
+        evictor.stop();
     }
     shared.set_discovered();
     if let Some(committer) = shared.committer.get() {

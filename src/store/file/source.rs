@@ -165,6 +165,10 @@ impl FileSource {
         if lines == 0 {
             return None;
         }
+        // Its file was not open when it went.
+        if let Some(stone) = self.run.state().evicted.clone() {
+            return Some(Step::Event(ReadEvent::End(ReadEnd::Evicted(stone))));
+        }
         let gap = Gap { stream, after: LineNumber(reader.line()), lines, bytes, reason: GapReason::Corrupt };
         tracing::error!(run = %self.run.id, %stream, lines, "a log file does not hold what was written to it");
         reader.jump(end.0, end.1);
@@ -386,7 +390,9 @@ impl FileSource {
     /// Why there is nothing more, if the read is at its end.
     fn end(&self) -> Option<ReadEnd> {
         let state = self.run.state();
-        if let Some(tombstone) = &state.evicted {
+        // Who does not follow has everything, and how it ended: files that are open stay whole.
+        let has_all = !self.follow && state.run.state.is_over();
+        if let Some(tombstone) = state.evicted.as_ref().filter(|_| !has_all) {
             Some(ReadEnd::Evicted(tombstone.clone()))
         } else if state.run.state.is_over() {
             Some(ReadEnd::Complete(Box::new(state.metadata())))

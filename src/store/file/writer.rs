@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use memchr::memchr;
 
@@ -15,10 +15,12 @@ use crate::journal::{Arrival, JournalWriter, What};
 use crate::layout::{Layout, RunFolder};
 use crate::line::{LineNumber, Stream, UnixMicros};
 use crate::logfile::{AppendFile, count_lines, whole_lines};
+use crate::meter::Appends;
 use crate::run::{Gap, GapReason, JobMetadata, RunSpec};
 use crate::store::RunEnd;
 use crate::store::file::FileStoreOptions;
 use crate::store::file::live::{LiveRun, finished};
+use crate::store::file::shared::Shared;
 use crate::store::file::space::Floor;
 
 /// Batches of a stream that arrive within this many microseconds share a mark.
@@ -57,6 +59,9 @@ struct WriterHalf {
     found: Vec<Checkpoints>,
     /// Whether to keep checkpoints for an index.
     indexed: bool,
+    appends: Appends,
+    /// Who can make room on a full disk.
+    rescue: Weak<Shared>,
 }
 
 #[derive(Debug)]
@@ -158,6 +163,12 @@ impl OwnRun {
         let files = Files::new(logs, JournalWriter::resume(journal), options);
         let half = WriterHalf::new(files, progress, checkpointer, run.number.is_some());
         Ok(Self { run, half: Mutex::new(half) })
+    }
+
+    /// The same run, for which this store makes room when the disk is full.
+    pub(crate) fn rescued_by(mut self, shared: Weak<Shared>) -> Self {
+        self.half.get_mut().unwrap_or_else(PoisonError::into_inner).rescue = shared;
+        self
     }
 
     fn half(&self) -> MutexGuard<'_, WriterHalf> {
@@ -282,6 +293,7 @@ impl OwnRun {
     fn publish(&self, half: &mut WriterHalf) -> usize {
         self.run.change(|state| {
             state.visible = half.visible();
+            half.progress.count_since(&state.progress, &half.appends);
             state.progress = half.progress;
             state.progress.journal = half.written.journal;
             state.tail.clear();
@@ -334,6 +346,8 @@ impl WriterHalf {
             gaps: Vec::new(),
             found: Vec::new(),
             indexed,
+            appends: Appends::new(),
+            rescue: Weak::new(),
         }
     }
 
@@ -354,14 +368,19 @@ impl WriterHalf {
             self.append_behind_hole(stream, bytes, now);
             return Ok(());
         }
-        let has_room = self.has_room(stream, bytes.len(), now);
+        let Some(before) = self.files.as_ref().map(|files| files.logs[stream.index()].len()) else {
+            return Ok(());
+        };
+        let mut appended = self.try_append(stream, bytes, now);
+        if let Err(error) = &appended
+            && error.is_disk_full()
+            && self.is_rescued(bytes.len())
+            && self.cut_back(stream, before)
+        {
+            appended = self.try_append(stream, bytes, now);
+        }
         let Some(files) = &mut self.files else { return Ok(()) };
         let log = &mut files.logs[stream.index()];
-        let before = log.len();
-        let appended = match has_room {
-            true => log.append(bytes),
-            false => Err(LogError::io("appending to", log.path())(io::ErrorKind::StorageFull.into())),
-        };
         let Err(error) = appended else {
             log.begin_write_back();
             self.arrived(stream, bytes, now);
@@ -381,6 +400,32 @@ impl WriterHalf {
         Err(error)
     }
 
+    fn try_append(&mut self, stream: Stream, bytes: &[u8], now: UnixMicros) -> Result<(), LogError> {
+        let has_room = self.has_room(stream, bytes.len(), now);
+        let Some(files) = &mut self.files else { return Ok(()) };
+        let log = &mut files.logs[stream.index()];
+        match has_room {
+            true => log.append(bytes),
+            false => Err(LogError::io("appending to", log.path())(io::ErrorKind::StorageFull.into())),
+        }
+    }
+
+    /// Whether runs that are over made room for so many bytes.
+    fn is_rescued(&mut self, bytes: usize) -> bool {
+        let rescued = self.rescue.upgrade().is_some_and(|shared| shared.make_room(bytes as u64));
+        if rescued && let Some(files) = &mut self.files {
+            files.floor.look_again();
+        }
+        rescued
+    }
+
+    /// Cuts off what a failed append left behind this length.
+    fn cut_back(&mut self, stream: Stream, length: u64) -> bool {
+        let Some(files) = &mut self.files else { return false };
+        let log = &mut files.logs[stream.index()];
+        log.len() == length || log.cut(length).is_ok()
+    }
+
     /// Whether so many bytes may be tried at all: the disk has more than it is to keep free, and the journal can
     /// take what is told to it.
     fn has_room(&mut self, stream: Stream, bytes: usize, now: UnixMicros) -> bool {
@@ -391,10 +436,7 @@ impl WriterHalf {
 
     /// Cuts off what stands behind the last whole line that was kept.
     fn cut_to_line_start(&mut self, stream: Stream) -> bool {
-        let line_start = self.progress.of(stream).line_start;
-        let Some(files) = &mut self.files else { return false };
-        let log = &mut files.logs[stream.index()];
-        log.len() == line_start || log.cut(line_start).is_ok()
+        self.cut_back(stream, self.progress.of(stream).line_start)
     }
 
     /// Tries to go on behind a hole, from the first line that begins in `bytes` on.
