@@ -4,6 +4,7 @@
 //! Every call opens a transaction of its own and drops it before it returns: a reader that holds one would make
 //! the file grow. A commit syncs the disk, so only the [`Committer`]'s thread and the opening of a store commit.
 
+mod checkpoints;
 pub(crate) mod codec;
 mod commit;
 mod committer;
