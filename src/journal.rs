@@ -388,13 +388,6 @@ impl JournalWriter {
         written
     }
 
-    /// Puts another file in the place of the journal's, for tests.
-    #[cfg(test)]
-    pub(crate) const fn swap_file(&mut self, other: &mut AppendFile) {
-        std::mem::swap(&mut self.file, other);
-        self.reserve = 0;
-    }
-
     /// Nothing may stand behind a record that is torn: readers would never get to it.
     fn cut_torn_record(&mut self) -> Result<(), LogError> {
         if self.file.len() == self.end { Ok(()) } else { self.file.cut(self.end) }

@@ -71,7 +71,7 @@ impl ForeignRun {
         Ok(self.run.is_over())
     }
 
-    fn publish(&self, tracker: &Tracker, lengths: [u64; 2], mut news: News) {
+    fn publish(&self, tracker: &Tracker, lengths: [u64; 2], news: News) {
         let visible = Stream::BOTH.map(|stream| {
             let (before, marked) = (lengths[stream.index()], tracker.progress.of(stream).bytes);
             let now = fs::metadata(self.run.folder.log(stream)).map_or(0, |file| file.len());
@@ -89,7 +89,9 @@ impl ForeignRun {
         self.run.change(|state| {
             state.progress = tracker.progress;
             state.visible = visible;
-            state.add_gaps(&mut news.gaps);
+            if !news.gaps.is_empty() {
+                Arc::make_mut(&mut state.gaps).extend(news.gaps);
+            }
             for found in news.found {
                 state.waiting.push(found);
                 state.waiting.dirty = true;

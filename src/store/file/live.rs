@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use crate::error::LogError;
 use crate::index::RunNumber;
 use crate::index::codec::RunRecord;
-use crate::index::progress::{Checkpoints, GapAt, LineCheckpoint, MAX_GAPS, Progress};
+use crate::index::progress::{Checkpoints, GapAt, LineCheckpoint, Progress};
 use crate::journal::Arrival;
 use crate::layout::RunFolder;
 use crate::line::{Stream, View};
@@ -41,7 +41,6 @@ pub(crate) struct State {
     pub(crate) visible: [u64; 2],
     /// What arrived and is not in the journal yet.
     pub(crate) tail: Vec<Arrival>,
-    /// The first [`MAX_GAPS`] holes of the run.
     pub(crate) gaps: Arc<Vec<GapAt>>,
     pub(crate) has_journal: bool,
     /// Bytes that the folder takes up on disk, once the run is over.
@@ -175,15 +174,6 @@ impl State {
             [run.stdout, run.stderr] = self.progress.streams.map(|stream| stream.totals());
         }
         run
-    }
-
-    /// Takes in holes that come behind those that are known.
-    pub(crate) fn add_gaps(&mut self, gaps: &mut Vec<GapAt>) {
-        let room = MAX_GAPS - self.gaps.len().min(MAX_GAPS);
-        if room > 0 && !gaps.is_empty() {
-            Arc::make_mut(&mut self.gaps).extend(gaps.iter().take(room).copied());
-        }
-        gaps.clear();
     }
 
     /// The run's record for the index.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::error::LogError;
 use crate::index::Index;
-use crate::index::progress::{GapAt, MAX_GAPS, Progress};
+use crate::index::progress::{GapAt, Progress};
 use crate::journal::Arrival;
 use crate::line::{Stream, UnixMicros, View};
 use crate::logfile::{Fetched, Io, ReadFile};
@@ -151,11 +151,6 @@ impl Moment {
 
     pub(crate) const fn is_over(&self) -> bool {
         self.ended.is_some()
-    }
-
-    /// Whether every hole is known here; if not, only the journal tells of all of them.
-    pub(crate) fn tells_all_holes(&self) -> bool {
-        self.gaps.len() < MAX_GAPS
     }
 
     /// Where a stream ends for now: lines, and the bytes up to the end of the last of them.

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::LogError;
 use crate::index::Index;
-use crate::index::progress::MAX_GAPS;
 use crate::journal::What;
 use crate::line::{LineNumber, Stream, View};
 use crate::logfile::{Io, ReadFile};
@@ -69,7 +68,7 @@ impl FileSource {
         closed: Arc<AtomicBool>,
         options: &ReadOptions,
     ) -> Result<Self, LogError> {
-        let by_file = Moment::of(&run.state()).tells_all_holes() && !(options.times && run.state().has_journal);
+        let has_journal = run.state().has_journal;
         let position = Places { run: &run, index: index.as_deref() }.position(options.view, options.start)?;
         let mut source = Self {
             view: options.view,
@@ -85,7 +84,7 @@ impl FileSource {
         };
         source.position = LineNumber(position);
         source.order = match options.view {
-            View::One(stream) if by_file => {
+            View::One(stream) if !options.times || !has_journal => {
                 let place = source.places().line_floor(stream, position)?;
                 source.open_reader(stream, place, position)?;
                 Order::File(stream)
@@ -414,15 +413,9 @@ impl Source for FileSource {
             // The moment is taken before the files are looked at: a run that ends in between is asked once more.
             let moment = Moment::of(&self.run.state());
             let step = match std::mem::replace(&mut self.order, Order::File(Stream::Stdout)) {
-                Order::File(stream) if moment.tells_all_holes() => {
+                Order::File(stream) => {
                     self.order = Order::File(stream);
                     self.next_in_file(stream, &moment, io)?
-                }
-                Order::File(_) if io == Io::CachedOnly => Some(Step::WouldBlock),
-                Order::File(_) => {
-                    self.readers = [None, None];
-                    self.order = Order::Journal(Box::new(self.open_journal(self.position.0)?));
-                    return self.next(io);
                 }
                 Order::Journal(mut order) => {
                     let step = self.next_in_journal(&mut order, &moment, io);

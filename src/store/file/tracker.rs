@@ -5,7 +5,7 @@ use std::fs;
 use std::time::{Duration, SystemTime};
 
 use crate::error::LogError;
-use crate::index::progress::{Checkpointer, Checkpoints, GapAt, MAX_GAPS, Progress, Resume};
+use crate::index::progress::{Checkpointer, Checkpoints, GapAt, Progress, Resume};
 use crate::journal::{Arrival, Record, What};
 use crate::layout::RunFolder;
 use crate::line::{LineNumber, Stream, UnixMicros};
@@ -148,9 +148,7 @@ impl Tracker {
                             bytes: arrival.bytes,
                             reason,
                         };
-                        if news.gaps.len() < MAX_GAPS {
-                            news.gaps.push(GapAt { gap, offset: at.line_start });
-                        }
+                        news.gaps.push(GapAt { gap, offset: at.line_start });
                     }
                     news.note(self.checkpointer.after(arrival.stream, &self.progress));
                 }

@@ -287,7 +287,9 @@ impl OwnRun {
             state.tail.clear();
             state.tail.extend(half.unwritten.iter().copied());
             state.tail.extend(half.open.map(|mark| mark.arrival));
-            state.add_gaps(&mut half.gaps);
+            if !half.gaps.is_empty() {
+                Arc::make_mut(&mut state.gaps).append(&mut half.gaps);
+            }
             for found in half.found.drain(..) {
                 state.waiting.push(found);
                 state.waiting.dirty = true;
@@ -663,8 +665,6 @@ pub(crate) fn disk_bytes(folder: &RunFolder) -> u64 {
     entries.map(|entry| blocks(entry.path())).sum::<u64>() + blocks(folder.path().to_owned())
 }
 
-#[cfg(test)]
-mod bounds;
 #[cfg(test)]
 mod tests {
     use super::*;
