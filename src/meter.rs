@@ -17,11 +17,13 @@ const EVICTED_RUNS: &str = "databuild_log_evicted_runs_total";
 const EVICTED_BYTES: &str = "databuild_log_evicted_bytes_total";
 const COMMITS: &str = "databuild_log_index_commits_total";
 const FAILED_COMMITS: &str = "databuild_log_index_commit_failures_total";
+#[cfg(feature = "server")]
 const FOLLOWERS: &str = "databuild_log_followers";
 /// The name of the one histogram.
 pub(crate) const GC_SECONDS: &str = "databuild_log_gc_duration_seconds";
 
 /// Says what each metric is, in the words of the README.
+#[cfg(feature = "server")]
 pub(crate) fn describe() {
     describe_gauge!(RUNS, "Runs that are known, by state: live or finished");
     describe_gauge!(BYTES, Unit::Bytes, "What everything under the log folder takes up on disk");

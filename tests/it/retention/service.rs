@@ -134,8 +134,7 @@ async fn over_http_what_is_gone_is_410_and_a_follower_hears_of_it() {
     assert_eq!(events.len(), 3_001, "all that could be read, and then that");
     let told: Tombstone = serde_json::from_str(&events[3_000].data).unwrap();
     for target in ["logs/stdout", "logs/all?follow=true", "logs/stdout/raw", ""] {
-        let answer =
-            server.get(&format!("/api/job_runs/big/{target}").trim_end_matches('/').to_owned()).await;
+        let answer = server.get(format!("/api/job_runs/big/{target}").trim_end_matches('/')).await;
         let problem = answer.problem(410);
         assert_eq!((problem.kind.as_str(), problem.tombstone), ("evicted", Some(told.clone())), "{target}");
     }
