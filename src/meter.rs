@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use metrics::{
-    Counter, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
-};
+use metrics::{Counter, counter, gauge, histogram};
+#[cfg(feature = "server")]
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 
 const RUNS: &str = "databuild_log_runs";
 const BYTES: &str = "databuild_log_bytes";
