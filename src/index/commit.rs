@@ -3,12 +3,12 @@
 use redb::{ReadableTable, WriteTransaction};
 
 use crate::error::LogError;
+use crate::index::checkpoints;
 use crate::index::codec::{self, RunRecord};
 use crate::index::handle::{Failure, Index};
 use crate::index::progress::{LineCheckpoint, Progress};
 use crate::index::retention::{Finished, put_pins, put_tombstones};
 use crate::index::schema::{self, RunNumber};
-use crate::line::Stream;
 use crate::run::Tombstone;
 
 /// What a commit writes.
@@ -50,11 +50,7 @@ impl Changes {
         put_runs(transaction, &self.runs)?;
         put_pins(transaction, &self.pins)?;
         put_tombstones(transaction, &self.tombstones)?;
-        let mut lines = transaction.open_table(schema::CHECKPOINTS)?;
-        for (number, at) in &self.lines {
-            let value = (at.offset, at.time.0, codec::checkpoint_sum(*number, at));
-            lines.insert((*number, at.stream.index() as u8, at.line), value)?;
-        }
+        checkpoints::put(transaction, &self.lines)?;
         let mut times = transaction.open_table(schema::TIMES)?;
         for (number, progress) in &self.progress {
             let value = codec::encode_progress(*number, progress);
@@ -146,18 +142,8 @@ fn forget_places(
     number: RunNumber,
     place: Option<&Progress>,
 ) -> Result<(), Failure> {
-    let mut checkpoints = transaction.open_table(schema::CHECKPOINTS)?;
-    let mut times = transaction.open_table(schema::TIMES)?;
-    let Some(place) = place else {
-        checkpoints.retain_in((number, 0, 0)..=(number, u8::MAX, u64::MAX), |_, _| false)?;
-        times.retain_in((number, 0)..=(number, u64::MAX), |_, _| false)?;
-        return Ok(());
-    };
-    for stream in Stream::BOTH {
-        let (side, lines) = (stream.index() as u8, place.of(stream).lines);
-        let behind = (number, side, lines.saturating_add(1))..=(number, side, u64::MAX);
-        checkpoints.retain_in(behind, |_, _| false)?;
-    }
-    times.retain_in((number, place.time.0.saturating_add(1))..=(number, u64::MAX), |_, _| false)?;
+    checkpoints::forget(transaction, number, place)?;
+    let behind = place.map_or(0, |place| place.time.0.saturating_add(1));
+    transaction.open_table(schema::TIMES)?.retain_in((number, behind)..=(number, u64::MAX), |_, _| false)?;
     Ok(())
 }

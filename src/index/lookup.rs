@@ -3,11 +3,12 @@
 use redb::{ReadTransaction, ReadableMultimapTable, ReadableTable};
 
 use crate::error::LogError;
+use crate::index::checkpoints;
 use crate::index::codec::{self, Damaged, RunRecord};
 use crate::index::handle::{Failure, Index, damaged};
 use crate::index::progress::{Checkpointer, LineCheckpoint, Progress, Resume};
 use crate::index::schema::{self, RunNumber};
-use crate::line::{Stream, UnixMicros};
+use crate::line::Stream;
 use crate::run::{JobRunId, Tombstone};
 
 /// What the index knows of an id.
@@ -61,18 +62,9 @@ impl Index {
         stream: Stream,
         line: u64,
     ) -> Result<Option<(u64, u64)>, LogError> {
-        let side = stream.index() as u8;
         self.read(|transaction| {
             let table = transaction.open_table(schema::CHECKPOINTS)?;
-            let Some(row) = table.range((run, side, 0)..=(run, side, line))?.next_back() else {
-                return Ok(None);
-            };
-            let (key, value) = row?;
-            let (number, at) = checkpoint(key.value(), value.value())?;
-            if number != run || at.stream != stream || at.line > line {
-                return Err(damaged(Damaged));
-            }
-            Ok(Some((at.line, at.offset)))
+            Ok(checkpoints::floor(&table, run, stream, line)?.map(|at| (at.line, at.offset)))
         })
     }
 
@@ -123,11 +115,9 @@ impl Index {
             let table = transaction.open_table(schema::CHECKPOINTS)?;
             let mut next_offset = [Checkpointer::EVERY_BYTES; 2];
             for stream in Stream::BOTH {
-                let side = stream.index() as u8;
-                let last = table.range((run, side, 0)..=(run, side, progress.of(stream).lines))?.next_back();
-                let Some((key, value)) = last.transpose()? else { continue };
-                let (_, at) = checkpoint(key.value(), value.value())?;
-                next_offset[stream.index()] = at.offset + Checkpointer::EVERY_BYTES;
+                if let Some(at) = checkpoints::floor(&table, run, stream, progress.of(stream).lines)? {
+                    next_offset[stream.index()] = at.offset + Checkpointer::EVERY_BYTES;
+                }
             }
             let is_before = |at: &crate::index::progress::GapAt| {
                 at.gap.after.0.saturating_add(at.gap.lines) <= progress.of(at.gap.stream).lines
@@ -264,7 +254,7 @@ impl Index {
             let table = transaction.open_table(schema::CHECKPOINTS)?;
             for row in table.range((run, 0, 0)..=(run, u8::MAX, u64::MAX))? {
                 let (key, value) = row?;
-                take(checkpoint(key.value(), value.value())?.1);
+                checkpoints::places(key.value(), value.value())?.into_iter().for_each(&mut take);
             }
             Ok(())
         })
@@ -367,19 +357,6 @@ pub(super) fn tombstones(transaction: &ReadTransaction) -> Result<Vec<Tombstone>
         stones.push(codec::decode_tombstone(id, value.value()).map_err(damaged)?);
     }
     Ok(stones)
-}
-
-/// A row of checkpoints; sound, or an error.
-fn checkpoint(
-    (number, stream, line): (RunNumber, u8, u64),
-    (offset, time, sum): (u64, u64, u32),
-) -> Result<(RunNumber, LineCheckpoint), Failure> {
-    let stream = Stream::from_index(stream).ok_or(damaged(Damaged))?;
-    let at = LineCheckpoint { stream, line, offset, time: UnixMicros(time) };
-    if codec::checkpoint_sum(number, &at) != sum {
-        return Err(damaged(Damaged));
-    }
-    Ok((number, at))
 }
 
 /// A row of places in a journal; sound and of this run, or an error.

@@ -14,9 +14,9 @@ pub(super) const RUN_IDS: TableDefinition<'_, &str, RunNumber> = TableDefinition
 pub(super) const RUNS: TableDefinition<'_, RunNumber, &[u8]> = TableDefinition::new("runs");
 /// Runs that are not over; what has to be looked at when the store is opened.
 pub(super) const LIVE: TableDefinition<'_, RunNumber, ()> = TableDefinition::new("live");
-/// (Run number, stream, lines before) → (byte offset, time in µs, CRC32 of all five): where lines are. The time is 0
-/// where it is not known.
-pub(super) const CHECKPOINTS: TableDefinition<'_, (RunNumber, u8, u64), (u64, u64, u32)> =
+/// (Run number, stream, lines before the first of them) → up to
+/// [`PLACES_A_ROW`](super::checkpoints::PLACES_A_ROW) places where lines begin. A time is 0 where it is not known.
+pub(super) const CHECKPOINTS: TableDefinition<'_, (RunNumber, u8, u64), &[u8]> =
     TableDefinition::new("checkpoints");
 /// (Run number, time in µs) → [`Progress`](super::progress::Progress): where the journal is to be read from.
 pub(super) const TIMES: TableDefinition<'_, (RunNumber, u64), &[u8]> = TableDefinition::new("times");

@@ -178,6 +178,7 @@ async fn the_service_is_killed_over_and_over_and_no_follower_loses_or_repeats_a_
         random.sleep_up_to(Duration::from_millis(400));
         service.signal(Signal::KILL);
         drop(service);
+        databuild.run(&["index", "check", "--deep"]).code(0);
         service = databuild.start(&["serve", "--listen", &address]);
     }
     service.wait_for("listening on http://");
@@ -255,7 +256,8 @@ async fn a_killed_writer_leaves_a_run_that_is_lost_or_finished_and_never_half() 
     assert!(lost > 0 && finished > 0, "{lost} lost, {finished} finished");
 }
 
-/// Reads a run's standard output, which must be a beginning of what its job prints, and agree with its metadata.
+/// Reads a run's standard output, which must be a beginning of what its job prints, and agree with its metadata. A
+/// kill can cut a write in two where a page of the file ends, and the last line of a lost run with it.
 async fn check_lines(store: &FileLogStore, id: &str, metadata: &JobMetadata) -> u64 {
     let id = id.parse().unwrap();
     let mut events = store.read(&id, ReadOptions { follow: true, ..ReadOptions::new(View::All) }).unwrap();
@@ -266,7 +268,13 @@ async fn check_lines(store: &FileLogStore, id: &str, metadata: &JobMetadata) -> 
                 for found in batch.lines() {
                     lines += 1;
                     assert_eq!(found.number.0, lines, "{id}");
-                    assert_eq!(found.text, line(lines).trim_end().as_bytes(), "{id}");
+                    let printed = line(lines);
+                    if batch.bytes.ends_with(b"\n") {
+                        assert_eq!(found.text, printed.trim_end().as_bytes(), "{id}");
+                    } else {
+                        assert!(printed.as_bytes().starts_with(found.text), "{id}: {:?}", found.text);
+                        assert_eq!((metadata.state.kind(), metadata.stdout.lines), (StateKind::Lost, lines));
+                    }
                 }
             }
             ReadEvent::Gap { gap, .. } => panic!("{id}: {gap:?}"),
