@@ -172,7 +172,7 @@ impl Shared {
             && let Err(error) = self.empty_trash(index)
         {
             turn.trash = true;
-            return Err(error);
+            tracing::warn!(%error, "evictions that were cut short are finished later");
         }
         let policy = self.options.retention;
         let order = Order { policy, to_free: 0, dry_run: false, at_most: MOST_EVICTED };
@@ -258,6 +258,9 @@ impl Shared {
         let mut left = order;
         let mut bytes = self.bytes_of_all(index, turn)?;
         loop {
+            if self.is_closed() {
+                return Err(LogError::Closed);
+            }
             left.at_most = (order.at_most - report.evicted.len()).min(BATCH);
             let (planned, more) = self.planned(index, turn, left, bytes)?;
             report.more = more;
@@ -268,7 +271,9 @@ impl Shared {
             report.kept.extend(kept);
             let gone = match order.dry_run {
                 true => victims,
-                false => self.carry_out(index, victims, order, &mut report)?,
+                false => {
+                    self.carry_out(index, victims, order, &mut report).inspect_err(|_| turn.trash = true)?
+                }
             };
             // Those that stay are not tried again; others go in their place.
             turn.refused.extend(report.kept.iter().filter_map(|kept| number_of(index, &kept.id)));

@@ -624,6 +624,8 @@ pub(crate) fn shut_down(shared: &Shared) -> Option<LogError> {
     if let Some(evictor) = shared.evictor.get() {
         evictor.stop();
     }
+    // Whoever opens the folder next finds no eviction under way.
+    drop(shared.evictions.none_for_now());
     shared.set_discovered();
     if let Some(committer) = shared.committer.get() {
         committer.stop();
