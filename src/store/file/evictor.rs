@@ -1,7 +1,7 @@
 //! The thread that keeps the policy: after each run's end, every minute, and when the disk gets full.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -37,9 +37,9 @@ enum Task {
 
 impl Evictor {
     /// Starts it. It ends with the store.
-    pub(crate) fn start(shared: Weak<Shared>, turns: Turns) -> std::io::Result<Self> {
+    pub(crate) fn start(shared: Weak<Shared>) -> std::io::Result<Self> {
         let (tasks, inbox) = mpsc::channel();
-        thread::Builder::new().name("evictor".into()).spawn(move || work(&shared, &turns, &inbox))?;
+        thread::Builder::new().name("evictor".into()).spawn(move || work(&shared, &inbox))?;
         Ok(Self { tasks: Mutex::new(tasks) })
     }
 
@@ -58,27 +58,7 @@ impl Evictor {
     }
 }
 
-/// Lets whoever drops the last handle of a store wait until the thread has let go of it too: then the index is closed,
-/// and the next one can open it. Stands behind the store's own reference, so that it is dropped after that.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Turns(Arc<Mutex<()>>);
-
-impl Turns {
-    fn take(&self) -> MutexGuard<'_, ()> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Turns {
-    fn drop(&mut self) {
-        // This one, and that of the thread.
-        if Arc::strong_count(&self.0) <= 2 {
-            drop(self.take());
-        }
-    }
-}
-
-fn work(shared: &Weak<Shared>, turns: &Turns, inbox: &mpsc::Receiver<Task>) {
+fn work(shared: &Weak<Shared>, inbox: &mpsc::Receiver<Task>) {
     let mut next_policy = Instant::now();
     let mut next_look = Instant::now();
     loop {
@@ -88,7 +68,6 @@ fn work(shared: &Weak<Shared>, turns: &Turns, inbox: &mpsc::Receiver<Task>) {
             Ok(Task::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             Err(RecvTimeoutError::Timeout) => {}
         }
-        let _turn = turns.take();
         let Some(shared) = shared.upgrade().filter(|shared| !shared.is_closed()) else { return };
         let now = Instant::now();
         if now >= next_policy {

@@ -43,7 +43,7 @@ use crate::retention::{GcReport, GcRequest, RetentionPolicy};
 use crate::run::{JobMetadata, JobRunId, RunSpec};
 use crate::store::file::commit::commit_waiting;
 use crate::store::file::durability::Syncer;
-use crate::store::file::evictor::{Evictor, Turns};
+use crate::store::file::evictor::Evictor;
 use crate::store::file::lines::{LineReader, Reach, Taken};
 use crate::store::file::list::{list_folders, list_when_known, with_pins};
 use crate::store::file::places::Places;
@@ -97,7 +97,6 @@ impl Default for FileStoreOptions {
 #[derive(Clone)]
 pub struct FileLogStore {
     shared: Arc<Shared>,
-    turns: Turns,
 }
 
 impl fmt::Debug for FileLogStore {
@@ -125,8 +124,7 @@ impl FileLogStore {
             Err(LogError::Index { .. }) if index.mend(|| ())? => known()?,
             known => known?,
         };
-        let shared = Arc::new(Shared::new(layout, options, Some(index), last_number));
-        let store = Self { shared, turns: Turns::default() };
+        let store = Self { shared: Arc::new(Shared::new(layout, options, Some(index), last_number)) };
         let shared = &store.shared;
         let weak = Arc::downgrade(shared);
         let committer = Committer::spawn(move || commit_waiting(&weak))
@@ -144,7 +142,7 @@ impl FileLogStore {
             }
         }
         shared.watch()?.begin();
-        let evictor = Evictor::start(Arc::downgrade(shared), store.turns.clone())
+        let evictor = Evictor::start(Arc::downgrade(shared))
             .map_err(LogError::io("starting a thread for", shared.layout.root()))?;
         let _ = shared.evictor.set(evictor);
         Ok(store)
@@ -159,8 +157,7 @@ impl FileLogStore {
     /// used.
     pub fn open_folder(folder: impl AsRef<Path>, options: FileStoreOptions) -> Result<Self, LogError> {
         let layout = Layout::new(folder.as_ref());
-        let shared = Arc::new(Shared::new(layout, options, None, 0));
-        let store = Self { shared, turns: Turns::default() };
+        let store = Self { shared: Arc::new(Shared::new(layout, options, None, 0)) };
         store.start_syncer()?;
         Ok(store)
     }
