@@ -376,3 +376,20 @@ fn index_and_journal_cost_next_to_nothing() {
     let slow_bytes = size("job_runs/slow/stdout.log");
     assert!(size("job_runs/slow/journal") <= slow_bytes * 12 / 100, "{}", size("job_runs/slow/journal"));
 }
+
+/// What a thread of the store is just doing does not outlive the store.
+#[test]
+fn a_store_that_is_dropped_leaves_its_folder_to_the_next_one_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    for round in 0..150 {
+        let store = open(folder.path());
+        let writer = store.start(RunSpec::new(id(&format!("run-{round}")))).unwrap();
+        if round % 2 == 0 {
+            drop(store);
+            drop(writer);
+        } else {
+            drop(writer);
+            drop(store);
+        }
+    }
+}

@@ -1,22 +1,22 @@
 //! What the index's thread does: gathers what runs have to say and writes it, all in one transaction.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, PoisonError};
 
 use crate::error::LogError;
 use crate::index::{Changes, Committed, Index};
 use crate::meter;
+use crate::store::file::handle::Lent;
 use crate::store::file::reconcile::mend;
 use crate::store::file::shared::{Shared, Tracked};
 use crate::store::file::writer::disk_bytes;
 
-pub(crate) fn commit_waiting(shared: &Weak<Shared>) -> Committed {
-    let Some(shared) = shared.upgrade() else { return Committed::Done };
-    shared.nudged.store(false, Ordering::Relaxed);
-    match &shared.index {
-        Some(index) => commit_all(&shared, index),
-        None => Committed::Done,
-    }
+pub(crate) fn commit_waiting(store: &Lent) -> Committed {
+    let committed = store.with(|shared| {
+        shared.nudged.store(false, Ordering::Relaxed);
+        shared.index.as_ref().map(|index| commit_all(shared, index))
+    });
+    committed.flatten().unwrap_or(Committed::Done)
 }
 
 /// Writes what waits to the index, and lets go of runs that are over and written.

@@ -1,13 +1,14 @@
 //! The thread that keeps the policy: after each run's end, every minute, and when the disk gets full.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Mutex, PoisonError, Weak};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::LogError;
 use crate::index::{Changes, Index, RunNumber};
 use crate::line::UnixMicros;
+use crate::store::file::handle::Lent;
 use crate::store::file::shared::Shared;
 use crate::store::file::writer::disk_bytes;
 
@@ -37,9 +38,9 @@ enum Task {
 
 impl Evictor {
     /// Starts it. It ends with the store.
-    pub(crate) fn start(shared: Weak<Shared>) -> std::io::Result<Self> {
+    pub(crate) fn start(store: Lent) -> std::io::Result<Self> {
         let (tasks, inbox) = mpsc::channel();
-        thread::Builder::new().name("evictor".into()).spawn(move || work(&shared, &inbox))?;
+        thread::Builder::new().name("evictor".into()).spawn(move || work(&store, &inbox))?;
         Ok(Self { tasks: Mutex::new(tasks) })
     }
 
@@ -58,26 +59,46 @@ impl Evictor {
     }
 }
 
-fn work(shared: &Weak<Shared>, inbox: &mpsc::Receiver<Task>) {
-    let mut next_policy = Instant::now();
-    let mut next_look = Instant::now();
+fn work(store: &Lent, inbox: &mpsc::Receiver<Task>) {
+    let mut next = Next { policy: Instant::now(), look: Instant::now() };
     loop {
-        let next = next_policy.min(next_look);
-        match inbox.recv_timeout(next.saturating_duration_since(Instant::now())) {
-            Ok(Task::Ended) => next_policy = next_policy.min(Instant::now() + AFTER_AN_END),
+        let due = next.policy.min(next.look);
+        match inbox.recv_timeout(due.saturating_duration_since(Instant::now())) {
+            Ok(Task::Ended) => next.policy = next.policy.min(Instant::now() + AFTER_AN_END),
             Ok(Task::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             Err(RecvTimeoutError::Timeout) => {}
         }
-        let Some(shared) = shared.upgrade().filter(|shared| !shared.is_closed()) else { return };
+        let is_open = store.with(|shared| {
+            next.take(shared);
+            !shared.is_closed()
+        });
+        if is_open != Some(true) {
+            return;
+        }
+    }
+}
+
+/// When what is due next.
+struct Next {
+    policy: Instant,
+    look: Instant,
+}
+
+impl Next {
+    /// Does what is due.
+    fn take(&mut self, shared: &Shared) {
+        if shared.is_closed() {
+            return;
+        }
         let now = Instant::now();
-        if now >= next_policy {
-            next_policy = now + EVERY;
-            if let Err(error) = shared.keep_policy().and_then(|()| audit_if_due(&shared)) {
+        if now >= self.policy {
+            self.policy = now + EVERY;
+            if let Err(error) = shared.keep_policy().and_then(|()| audit_if_due(shared)) {
                 tracing::warn!(%error, "evicting what is to be evicted");
             }
         }
-        if now >= next_look {
-            next_look = now + LOOK;
+        if now >= self.look {
+            self.look = now + LOOK;
             if shared.options.retention.is_on() && shared.lacks_room() {
                 shared.make_room(0);
             }

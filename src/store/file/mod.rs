@@ -10,6 +10,7 @@ mod durability;
 mod evict;
 mod evict_bench;
 mod evictor;
+mod handle;
 mod lines;
 mod list;
 mod live;
@@ -44,6 +45,7 @@ use crate::run::{JobMetadata, JobRunId, RunSpec};
 use crate::store::file::commit::commit_waiting;
 use crate::store::file::durability::Syncer;
 use crate::store::file::evictor::Evictor;
+use crate::store::file::handle::{Handle, Lent};
 use crate::store::file::lines::{LineReader, Reach, Taken};
 use crate::store::file::list::{list_folders, list_when_known, with_pins};
 use crate::store::file::places::Places;
@@ -96,7 +98,7 @@ impl Default for FileStoreOptions {
 /// Clones share the store.
 #[derive(Clone)]
 pub struct FileLogStore {
-    shared: Arc<Shared>,
+    shared: Arc<Handle>,
 }
 
 impl fmt::Debug for FileLogStore {
@@ -124,10 +126,11 @@ impl FileLogStore {
             Err(LogError::Index { .. }) if index.mend(|| ())? => known()?,
             known => known?,
         };
-        let store = Self { shared: Arc::new(Shared::new(layout, options, Some(index), last_number)) };
+        let shared = Arc::new(Shared::new(layout, options, Some(index), last_number));
+        let store = Self { shared: Handle::new(shared) };
         let shared = &store.shared;
-        let weak = Arc::downgrade(shared);
-        let committer = Committer::spawn(move || commit_waiting(&weak))
+        let lent = Lent::new(shared);
+        let committer = Committer::spawn(move || commit_waiting(&lent))
             .map_err(LogError::io("starting a thread for", shared.layout.index()))?;
         let _ = shared.committer.set(committer);
         store.start_syncer()?;
@@ -142,7 +145,7 @@ impl FileLogStore {
             }
         }
         shared.watch()?.begin();
-        let evictor = Evictor::start(Arc::downgrade(shared))
+        let evictor = Evictor::start(Lent::new(shared))
             .map_err(LogError::io("starting a thread for", shared.layout.root()))?;
         let _ = shared.evictor.set(evictor);
         Ok(store)
@@ -157,14 +160,14 @@ impl FileLogStore {
     /// used.
     pub fn open_folder(folder: impl AsRef<Path>, options: FileStoreOptions) -> Result<Self, LogError> {
         let layout = Layout::new(folder.as_ref());
-        let store = Self { shared: Arc::new(Shared::new(layout, options, None, 0)) };
+        let store = Self { shared: Handle::new(Arc::new(Shared::new(layout, options, None, 0))) };
         store.start_syncer()?;
         Ok(store)
     }
 
     fn start_syncer(&self) -> Result<(), LogError> {
         let Durability::Periodic(every) = self.shared.options.durability else { return Ok(()) };
-        let syncer = Syncer::start(Arc::downgrade(&self.shared), every)
+        let syncer = Syncer::start(Lent::new(&self.shared), every)
             .map_err(LogError::io("starting a thread for", self.shared.layout.root()))?;
         let _ = self.shared.syncer.set(syncer);
         Ok(())
@@ -285,7 +288,7 @@ impl LogStore for FileLogStore {
 
 /// The handle that writes a run.
 struct FileWriter {
-    shared: Arc<Shared>,
+    shared: Arc<Handle>,
     own: Arc<OwnRun>,
 }
 

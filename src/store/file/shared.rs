@@ -20,6 +20,7 @@ use crate::store::file::commit::commit_all;
 use crate::store::file::durability::Syncer;
 use crate::store::file::evict::Evictions;
 use crate::store::file::evictor::Evictor;
+use crate::store::file::handle::Borrowers;
 use crate::store::file::live::{LiveRun, finished};
 use crate::store::file::source::FileSource;
 use crate::store::file::tracker::ends_a_record;
@@ -63,6 +64,7 @@ pub(crate) struct Shared {
     /// How often it was.
     renewals: AtomicU64,
     pub(crate) closed: Arc<AtomicBool>,
+    pub(crate) borrowers: Arc<Borrowers>,
 }
 
 /// The runs that are in memory: those that go on, and those whose end is not in the index yet.
@@ -136,6 +138,7 @@ impl Shared {
             appeared: watch::Sender::new(0),
             watch: OnceLock::new(),
             closed: Arc::default(),
+            borrowers: Arc::default(),
         }
     }
 
