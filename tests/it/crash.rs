@@ -516,7 +516,7 @@ async fn after_a_power_cut_a_run_that_had_ended_is_what_it_was() {
     // Zeros of the job's own are no sign of a power cut.
     writer.append(Stream::Stdout, b"one\n\0\0\0\ntwo\0\0").unwrap();
     let acknowledged = writer.finish(RunEnd::now(Outcome::Exited(Exit::Code(0)))).unwrap();
-    store.close().unwrap();
+    drop(store);
     let folder = home.path().join("job_runs/done");
     make_old(&folder);
     fs::remove_file(home.path().join("index.redb")).unwrap();

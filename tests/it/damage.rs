@@ -162,7 +162,7 @@ async fn a_journal_with_any_bit_flipped_or_cut_anywhere_costs_no_line_and_not_th
             let store = service(parent.path());
             lines_are_right(&store, &what).await;
             store.close().unwrap();
-            store.close().unwrap();
+            drop(store);
             fs::remove_file(parent.path().join("index.redb")).unwrap();
             assert_eq!(fs::read(damaged.join("metadata.json")).unwrap(), metadata, "{what}");
             assert_eq!(fs::read(damaged.join("journal")).unwrap(), bytes, "{what}");
@@ -316,7 +316,7 @@ async fn the_time_of_an_unterminated_last_line_is_the_end_of_the_run_wherever_it
     };
     check(&store, "from memory").await;
     store.close().unwrap();
-    store.close().unwrap();
+    drop(store);
     check(&other_process(folder.path()), "from the folder").await;
     check(&service(folder.path()), "from the index").await;
 }
@@ -372,14 +372,14 @@ fn an_id_whose_folder_was_removed_can_be_used_again() {
         writer.append(Stream::Stdout, text.as_bytes()).unwrap();
         writer.finish(success()).unwrap();
         store.close().unwrap();
-        store.close().unwrap();
+        drop(store);
         let store = service(folder.path());
         let listed = store.runs(&RunQuery::default()).unwrap().runs;
         assert_eq!(listed.len(), 1);
         assert_eq!(listed[0].stdout.bytes, text.len() as u64);
         assert_eq!(store.run(&id("x")).unwrap(), listed[0]);
         store.close().unwrap();
-        store.close().unwrap();
+        drop(store);
         fs::remove_dir_all(folder.path().join("job_runs/x")).unwrap();
     }
 }
@@ -441,7 +441,7 @@ fn a_folder_that_several_ask_for_at_once_becomes_one_run() {
         });
     }
     store.close().unwrap();
-    store.close().unwrap();
+    drop(store);
     let listed = service(folder.path()).runs(&RunQuery::default()).unwrap().runs;
     assert_eq!(listed.len(), 4, "{:?}", listed.iter().map(JobMetadata::id).collect::<Vec<_>>());
 }

@@ -194,7 +194,7 @@ fn the_policy_is_kept_after_each_end_without_being_asked() {
     let store = open(folder.path());
     ended_by_the_hour(&store, 3);
     store.close().unwrap();
-    store.close().unwrap();
+    drop(store);
     let store =
         open_with(folder.path(), RetentionPolicy { max_age: Some(HOUR * 3 / 2), ..RetentionPolicy::OFF });
     wait_until("what is old is gone when the store is opened", || left(&store) == ["3"]);
@@ -314,7 +314,7 @@ fn only_what_the_store_made_is_removed() {
     assert_eq!(fs::read(outside.path().join("precious")).unwrap(), b"x");
     // It stays for as long as nobody takes it away, and is no run.
     store.close().unwrap();
-    store.close().unwrap();
+    drop(store);
     assert_eq!(findings(folder.path()), []);
     let store = open(folder.path());
     assert_eq!(left(&store), [""; 0]);
@@ -349,7 +349,7 @@ fn sums_that_are_wrong_are_found_and_mended() {
     let store = open(folder.path());
     ended_by_the_hour(&store, 3);
     store.close().unwrap();
-    store.close().unwrap();
+    drop(store);
     assert_eq!(findings(folder.path()), []);
     // Somebody puts 4 MB beside the log of a run.
     fs::write(folder.path().join("job_runs/2/core"), vec![b'x'; 4_000_000]).unwrap();
@@ -371,7 +371,7 @@ fn a_rebuild_keeps_tombstones_and_adds_up_anew() {
     let dry = GcRequest { dry_run: true, ..GcRequest::default() };
     let stone = tombstone(&store, "1");
     store.close().unwrap();
-    store.close().unwrap();
+    drop(store);
     let report = rebuild_index(folder.path(), |_| ()).unwrap();
     assert_eq!((report.runs, report.tombstones), (2, 2));
     let store = open(folder.path());

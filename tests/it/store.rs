@@ -280,7 +280,7 @@ fn a_second_service_on_the_same_folder_is_refused() {
     assert!(matches!(error, LogError::InUse { .. }), "{error}");
     assert!(error.to_string().contains("index.redb"), "{error}");
     store.close().unwrap();
-    store.close().unwrap();
+    drop(store);
     open(folder.path());
 }
 

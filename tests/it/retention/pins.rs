@@ -42,7 +42,7 @@ fn a_run_that_goes_on_can_be_pinned() {
     assert_eq!(evicted(&store.gc(&all()).unwrap()), [""; 0]);
     assert_eq!((left(&store), pinned(&store)), (vec!["r".to_owned()], vec!["r".to_owned()]));
     store.close().unwrap();
-    store.close().unwrap();
+    drop(store);
     assert_eq!(findings(folder.path()), []);
 }
 
@@ -83,7 +83,7 @@ fn a_pin_that_the_index_has_not_heard_of_holds_too() {
     assert!(report.kept.len() == 1 && report.kept[0].why == "it is pinned", "{report:?}");
     assert_eq!(store.gc(&all()).unwrap().kept, [], "the index knows by now");
     store.close().unwrap();
-    store.close().unwrap();
+    drop(store);
     assert_eq!(findings(folder.path()), []);
     fs::remove_file(folder.path().join("job_runs/1/pinned")).unwrap();
     assert_eq!(findings(folder.path()), [FindingKind::RecordDiffers]);
