@@ -567,18 +567,9 @@ fn each_durability_syncs_what_its_name_says_and_no_more() {
         let databuild = databuild().with("DATABUILD_LOG_DURABILITY", durability);
         let trace = databuild.home.path().join("trace");
         let script = "echo one; sleep 2.5; echo two; sleep 2.5; echo three";
-        let tool = databuild.command(&["run", "--quiet", "--id", "r", "--", "sh", "-c", script]);
-        let mut command = std::process::Command::new("strace");
-        command.args(["-f", "-qq", "-y", "-e", "trace=fsync,fdatasync,rename", "-o"]).arg(&trace);
-        command.arg(tool.get_program()).args(tool.get_args());
-        for (name, value) in tool.get_envs() {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
-        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-        Running::new(child.expect("strace is installed")).done().code(0);
+        let options = ["-y", "-e", "trace=fsync,fdatasync,rename"];
+        let args = ["run", "--quiet", "--id", "r", "--", "sh", "-c", script];
+        databuild.start_traced(&trace, &options, &args).done().code(0);
         let calls = fs::read_to_string(trace).unwrap();
         let (before_end, end) = calls.split_once("rename(").unwrap();
         let count = |text: &str, file: &str| {

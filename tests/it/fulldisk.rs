@@ -7,7 +7,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -257,19 +257,12 @@ async fn a_job_that_prints_without_end_leaves_the_machine_its_floor_of_free_spac
 #[tokio::test(flavor = "multi_thread")]
 async fn a_limit_on_the_size_of_files_ends_the_recording_and_not_the_job() {
     let databuild = no_floor();
-    let tool = databuild.command(&[]).get_program().to_owned();
     // The limit is in blocks of 512 bytes.
-    let script = r#"ulimit -f 400; exec "$0" run --id r -- sh -c 'n=0; while [ $n -lt 9000 ]; do n=$((n+1)); echo this is line number $n of the job; done; exit 6'"#;
-    let mut command = Command::new("sh");
-    command.args(["-c", script]).arg(tool);
-    for (name, value) in databuild.command(&[]).get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let done = Running::new(child).done().code(6);
+    let limited = r#"ulimit -f 400; exec "$0" "$@""#;
+    let job =
+        "n=0; while [ $n -lt 9000 ]; do n=$((n+1)); echo this is line number $n of the job; done; exit 6";
+    let args = ["run", "--id", "r", "--", "sh", "-c", job];
+    let done = databuild.start_by("sh", &["-c", limited], &args).done().code(6);
     assert_eq!(done.text(), (1..=9_000).map(line).collect::<String>());
     let (given, run) = read(&open(&databuild), "r", Stream::Stdout).await;
     given.check_numbered(9_000);
@@ -285,23 +278,15 @@ const OUT: &str = "one\ntwo\nhalf\nfour\nfive\n";
 /// Records the job while the system lets a call fail; what came of it, and whether the call was made at all.
 fn record_with(databuild: &Databuild, id: &str, filter: &[&str], inject: &str) -> (Done, bool) {
     let trace = databuild.home.path().join("trace");
-    let tool = databuild.command(&["run", "--id", id, "--", "sh", "-c", SCRIPT]);
-    let mut command = Command::new("strace");
-    command.args(["-f", "-qq", "--seccomp-bpf", "-o"]).arg(&trace);
-    let call = inject.split(':').next().unwrap();
-    command.args(["-e", &format!("trace={call}"), "-e", &format!("inject={inject}")]);
-    for name in filter {
-        command.arg("-P").arg(run_folder(databuild, id).join(name));
+    let call = format!("trace={}", inject.split(':').next().unwrap());
+    let inject = format!("inject={inject}");
+    let mut options = vec!["--seccomp-bpf", "-e", &call, "-e", &inject];
+    let paths: Vec<_> = filter.iter().map(|name| run_folder(databuild, id).join(name)).collect();
+    for path in &paths {
+        options.extend(["-P", path.to_str().unwrap()]);
     }
-    command.arg(tool.get_program()).args(tool.get_args());
-    for (name, value) in tool.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-    let done = Running::new(child.expect("strace is installed")).done();
+    let done =
+        databuild.start_traced(&trace, &options, &["run", "--id", id, "--", "sh", "-c", SCRIPT]).done();
     (done, fs::read_to_string(trace).unwrap().contains("(INJECTED)"))
 }
 

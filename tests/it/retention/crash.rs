@@ -1,9 +1,7 @@
 //! An eviction that is cut short, after whatever step, is finished by whoever opens the folder next.
 
-use std::process::{Command, Stdio};
-
 use super::*;
-use crate::support::cli::{Databuild, Running};
+use crate::support::cli::Databuild;
 
 /// A folder of three runs that no store has open; `1` is moved to the trash as an eviction does it.
 fn moved_to_trash() -> tempfile::TempDir {
@@ -133,19 +131,8 @@ fn killed_at_every_call_no_run_is_lost_by_half() {
 fn gc_killed_at(databuild: &Databuild, inject: &str) -> bool {
     let logs = databuild.home.path().join("logs");
     let args = ["gc", "--max-size", "1", "--keep-last", "1", "--log-dir", logs.to_str().unwrap()];
-    let tool = databuild.command(&args);
-    let mut command = Command::new("strace");
-    command.args(["-f", "-qq", "-o", "/dev/null"]);
-    let call = inject.split(':').next().unwrap();
-    command.args(["-e", &format!("trace={call}"), "-e", &format!("inject={inject}")]);
-    command.arg(tool.get_program()).args(tool.get_args());
-    for (name, value) in tool.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-    let done = Running::new(child.expect("strace is installed")).done();
+    let call = format!("trace={}", inject.split(':').next().unwrap());
+    let options = ["-e", call.as_str(), "-e", &format!("inject={inject}")];
+    let done = databuild.start_traced(Path::new("/dev/null"), &options, &args).done();
     done.code != Some(0)
 }

@@ -1,6 +1,6 @@
 //! Beside a service and without one: the command line, HTTP, and what it costs.
 
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use rustix::process::Signal;
 
@@ -224,18 +224,8 @@ fn calls_of_gc(runs: u32) -> String {
     }
     store.close().unwrap();
     let trace = databuild.home.path().join("trace");
-    let tool = databuild.command(&["serve", "--listen", "127.0.0.1:0"]);
-    let mut command = Command::new("strace");
-    command.args(["-f", "-qq", "-y", "-e", "trace=%file,getdents64", "-o"]).arg(&trace);
-    command.arg(tool.get_program()).args(tool.get_args());
-    for (name, value) in tool.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-    let service = Running::new(child.expect("strace is installed"));
+    let options = ["-y", "-e", "trace=%file,getdents64"];
+    let service = databuild.start_traced(&trace, &options, &["serve", "--listen", "127.0.0.1:0"]);
     service.wait_for("listening on ");
     let url = service.stderr().split("listening on ").nth(1).unwrap().split(',').next().unwrap().to_owned();
     let asking = Databuild::asking(&url);
