@@ -179,11 +179,10 @@ impl Layout {
     pub(crate) fn bytes_beside_runs(&self) -> u64 {
         let index = self.index();
         let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten();
-        let blocks = |path: &Path| fs::symlink_metadata(path).map_or(0, |entry| entry.blocks() * 512);
         let files = entries(&self.root).filter(|entry| entry.path() != index);
-        let beside = files.map(|entry| blocks(&entry.path())).sum::<u64>();
+        let beside = files.map(|entry| blocks_of(&entry.path())).sum::<u64>();
         let trashed = entries(&self.trash).map(|entry| {
-            blocks(&entry.path()) + entries(&entry.path()).map(|file| blocks(&file.path())).sum::<u64>()
+            blocks_of(&entry.path()) + entries(&entry.path()).map(|file| blocks_of(&file.path())).sum::<u64>()
         });
         beside + trashed.sum::<u64>()
     }
@@ -421,9 +420,20 @@ impl RunFolder {
 
     /// Bytes on disk of what is written while a run goes on, without listing the folder.
     pub(crate) fn live_bytes(&self) -> u64 {
-        let blocks = |path: &Path| fs::symlink_metadata(path).map_or(0, |file| file.blocks() * 512);
-        let files = OWN_FILES.iter().map(|name| blocks(&self.path.join(name)));
-        files.sum::<u64>() + blocks(&self.new_metadata()) + blocks(&self.path)
+        let files = OWN_FILES.iter().map(|name| blocks_of(&self.path.join(name)));
+        files.sum::<u64>() + blocks_of(&self.new_metadata()) + blocks_of(&self.path)
+    }
+
+    /// Bytes on disk of a run that is over.
+    pub(crate) fn disk_bytes(&self) -> u64 {
+        // Blocks behind the end of a file are given back when the run ends.
+        let used = |path: &Path| match fs::symlink_metadata(path) {
+            Ok(file) if file.is_file() => (file.blocks() * 512).min(file.len().next_multiple_of(4096)),
+            Ok(other) => other.blocks() * 512,
+            Err(_) => 0,
+        };
+        let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        entries.map(|entry| used(&entry.path())).sum::<u64>() + used(&self.path)
     }
 
     /// Whether anything is left that this program made.
@@ -483,6 +493,11 @@ impl RunFolder {
     }
 }
 
+/// Bytes that a file or folder takes up on disk, as its blocks say; what is in the folder is not counted.
+fn blocks_of(path: &Path) -> u64 {
+    fs::symlink_metadata(path).map_or(0, |file| file.blocks() * 512)
+}
+
 fn entry_is_own(entry: &fs::DirEntry) -> bool {
     entry.file_type().is_ok_and(|kind| kind.is_file()) && entry.file_name().to_str().is_some_and(is_own)
 }
@@ -514,6 +529,11 @@ impl Disk {
         statvfs(path)
             .map(Self::from)
             .map_err(|errno| LogError::io("asking for free space of", path)(errno.into()))
+    }
+
+    /// What logs leave free here when so much is asked for: never more than half of it.
+    pub(crate) fn floor(self, min_free_bytes: u64) -> u64 {
+        min_free_bytes.min(self.size / 2)
     }
 }
 

@@ -630,6 +630,18 @@ pub struct Tombstone {
     pub bytes: u64,
 }
 
+impl Tombstone {
+    pub(crate) fn of(run: &JobMetadata, evicted_at: UnixMicros, reason: String) -> Self {
+        Self {
+            id: run.id().clone(),
+            evicted_at,
+            reason,
+            lines: run.stdout.lines + run.stderr.lines,
+            bytes: run.stdout.bytes + run.stderr.bytes,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

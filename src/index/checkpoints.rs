@@ -41,9 +41,10 @@ fn put_in_stream(
     places: Vec<LineCheckpoint>,
 ) -> Result<(), Failure> {
     let Some(first) = places.first() else { return Ok(()) };
-    let row = floor_row(table, number, stream, first.line)?;
-    let from = row.and_then(|row| Some(row.first()?.line)).unwrap_or(first.line);
-    let range = (number, stream.index() as u8, from)..=(number, stream.index() as u8, u64::MAX);
+    let side = stream.index() as u8;
+    let row = table.range((number, side, 0)..=(number, side, first.line))?.next_back().transpose()?;
+    let from = row.map_or(first.line, |(key, _)| key.value().2);
+    let range = (number, side, from)..=(number, side, u64::MAX);
     let mut merged = BTreeMap::new();
     for row in table.range(range.clone())? {
         let (key, value) = row?;

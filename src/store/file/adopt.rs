@@ -15,7 +15,7 @@ use crate::store::file::FileStoreOptions;
 use crate::store::file::live::LiveRun;
 use crate::store::file::power;
 use crate::store::file::tracker::{News, SCAN_BYTES, Source, Tracker, last_touched, written_end};
-use crate::store::file::writer::{Loss, OwnRun, disk_bytes};
+use crate::store::file::writer::{Loss, OwnRun};
 use crate::store::{Outcome, RunEnd};
 
 /// A run that another process writes, or wrote.
@@ -97,7 +97,7 @@ impl ForeignRun {
         if unchanged {
             return;
         }
-        let disk_bytes = if news.end.is_some() { disk_bytes(&self.run.folder) } else { 0 };
+        let disk_bytes = if news.end.is_some() { self.run.folder.disk_bytes() } else { 0 };
         self.run.change(|state| {
             state.progress = tracker.progress;
             state.visible = visible;
@@ -158,7 +158,7 @@ impl ForeignRun {
                 [run.stdout, run.stderr] = behind.totals();
             }
         }
-        let disk_bytes = disk_bytes(&self.run.folder);
+        let disk_bytes = self.run.folder.disk_bytes();
         self.run.change(|state| {
             state.visible = [run.stdout.bytes, run.stderr.bytes];
             state.run = run;

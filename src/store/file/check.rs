@@ -17,7 +17,6 @@ use crate::store::file::evict::outstanding;
 use crate::store::file::rebuild::{RebuildProgress, rebuild_holding};
 use crate::store::file::reconcile::{compare, is_leftover};
 use crate::store::file::repair::{mend_run, write_rows};
-use crate::store::file::writer::disk_bytes;
 
 /// What all runs may take up more or less than the index says, beside one in a hundred, in bytes.
 const MAY_DIFFER: u64 = 1024 * 1024;
@@ -261,7 +260,7 @@ impl Check {
         index.newest_below(RunNumber::MAX, |number, record| {
             let folder = self.layout.run(record.run.id());
             if record.run.state.is_over() && folder.is_there() {
-                let bytes = disk_bytes(&folder);
+                let bytes = folder.disk_bytes();
                 (on_disk, by_index) = (on_disk + bytes, by_index + record.disk_bytes);
                 if bytes != record.disk_bytes {
                     wrong.push((number, RunRecord { disk_bytes: bytes, ..record }));

@@ -9,7 +9,6 @@ use crate::meter;
 use crate::store::file::handle::Lent;
 use crate::store::file::reconcile::mend;
 use crate::store::file::shared::{Shared, Tracked};
-use crate::store::file::writer::disk_bytes;
 
 pub(crate) fn commit_waiting(store: &Lent) -> Committed {
     let committed = store.with(|shared| {
@@ -39,7 +38,7 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) -> Committed {
         }
         // What a run takes up on disk is known when its writer has written all of it.
         let disk_bytes = match &tracked {
-            Tracked::Foreign(_) if was_over => Some(disk_bytes(&run.folder)),
+            Tracked::Foreign(_) if was_over => Some(run.folder.disk_bytes()),
             _ => None,
         };
         let mut state = run.state();

@@ -12,14 +12,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crate::error::LogError;
-use crate::index::{Index, Known, RunNumber};
+use crate::index::{Changes, Index, Known, RunNumber};
 use crate::layout::{Disk, Layout, Removal, RunFolder, Trashed};
 use crate::line::UnixMicros;
 use crate::meter;
 use crate::retention::{
     Candidate, EvictedRun, EvictionReason, GcReport, GcRequest, KeptRun, RetentionPolicy, Standing, plan,
 };
-use crate::run::{JobMetadata, JobRunId, Tombstone};
+use crate::run::{JobRunId, Tombstone};
 use crate::store::file::commit::commit_all;
 use crate::store::file::live::LiveRun;
 use crate::store::file::reconcile::mend;
@@ -193,7 +193,7 @@ impl Shared {
         let (policy, Ok(index)) = (self.options.retention, self.index_to_evict()) else { return false };
         let lacking = |room: u64| {
             let disk = Disk::at(self.layout.root()).ok()?;
-            let floor = self.options.min_free_bytes.min(disk.size / 2);
+            let floor = disk.floor(self.options.min_free_bytes);
             Some((floor + bytes + room).saturating_sub(disk.free))
         };
         if !policy.is_on() {
@@ -229,7 +229,7 @@ impl Shared {
     /// Whether logs take more of the disk than they should.
     pub(crate) fn lacks_room(&self) -> bool {
         let Ok(disk) = Disk::at(self.layout.root()) else { return false };
-        disk.free < self.options.min_free_bytes.min(disk.size / 2) || disk.free < ROOM / 4
+        disk.free < disk.floor(self.options.min_free_bytes).max(ROOM / 4)
     }
 
     /// Tells the metrics how things stand.
@@ -267,16 +267,13 @@ impl Shared {
             if planned.is_empty() {
                 break;
             }
-            let (victims, kept) = self.look_at(index, turn, planned, order)?;
-            report.kept.extend(kept);
+            let victims = self.look_at(index, turn, planned, order, &mut report)?;
             let gone = match order.dry_run {
                 true => victims,
-                false => {
-                    self.carry_out(index, victims, order, &mut report).inspect_err(|_| turn.trash = true)?
-                }
+                false => self
+                    .carry_out(index, turn, victims, order, &mut report)
+                    .inspect_err(|_| turn.trash = true)?,
             };
-            // Those that stay are not tried again; others go in their place.
-            turn.refused.extend(report.kept.iter().filter_map(|kept| number_of(index, &kept.id)));
             if order.dry_run {
                 turn.refused.extend(gone.iter().map(|victim| victim.row.number));
             }
@@ -323,36 +320,33 @@ impl Shared {
         })
     }
 
-    /// Looks at the runs whose turn it is, and leaves out those that can't go.
+    /// Looks at the runs whose turn it is, and leaves out those that can't go. They are not tried again: others go in
+    /// their place.
     fn look_at(
         &self,
         index: &Index,
         turn: &mut Turn,
         planned: Vec<(Candidate, EvictionReason)>,
         order: Order,
-    ) -> Result<(Vec<Victim>, Vec<KeptRun>), LogError> {
+        report: &mut GcReport,
+    ) -> Result<Vec<Victim>, LogError> {
         let evicted_at = UnixMicros::now();
-        let mut limits = self.options.retention;
-        (limits.max_age, limits.max_bytes) =
-            (order.policy.max_age.or(limits.max_age), order.policy.max_bytes.or(limits.max_bytes));
-        let (mut victims, mut kept) = (Vec::new(), Vec::new());
+        let mut victims = Vec::new();
         for (row, reason) in planned {
             let Some(record) = index.record(row.number)? else {
                 turn.refused.insert(row.number);
                 continue;
             };
             let id = record.run.id().clone();
-            match self.hindrance(index, &id, row.number, order.dry_run)? {
-                None => {}
-                Some(why) => {
-                    kept.push(KeptRun { id, why: why.to_owned() });
-                    continue;
-                }
+            if let Some(why) = self.hindrance(index, &id, row.number, order.dry_run)? {
+                turn.refused.insert(row.number);
+                report.kept.push(KeptRun { id, why: why.to_owned() });
+                continue;
             }
-            let stone = tombstone(&record.run, evicted_at, reason.under(&limits));
+            let stone = Tombstone::of(&record.run, evicted_at, reason.under(&order.policy));
             victims.push(Victim { row, reason, stone });
         }
-        Ok((victims, kept))
+        Ok(victims)
     }
 
     /// Why a run can't go, if it can't. What the index has not heard of yet it hears now.
@@ -373,7 +367,7 @@ impl Shared {
             }
             if !dry_run {
                 let pins = vec![(number, true)];
-                index.commit(&crate::index::Changes { pins, ..crate::index::Changes::default() })?;
+                index.commit(&Changes { pins, ..Changes::default() })?;
             }
             return Ok(Some("it is pinned"));
         }
@@ -388,6 +382,7 @@ impl Shared {
     fn carry_out(
         &self,
         index: &Index,
+        turn: &mut Turn,
         victims: Vec<Victim>,
         order: Order,
         report: &mut GcReport,
@@ -401,6 +396,7 @@ impl Shared {
                 Err(error) => {
                     self.evictions.show(id);
                     tracing::warn!(%error, run = %id, "a run can't be evicted");
+                    turn.refused.insert(victim.row.number);
                     report.kept.push(KeptRun { id: id.clone(), why: error.to_string() });
                 }
             }
@@ -490,24 +486,7 @@ pub(crate) fn outstanding(
     let reason = EvictionReason::from_word(&trashed.reason);
     let reason = reason.map_or(trashed.reason.clone(), |reason| reason.under(policy));
     tracing::info!(run = %trashed.id, "an eviction that was cut short is finished");
-    Ok(Some((number, tombstone(&run, trashed.at, reason))))
-}
-
-fn tombstone(run: &JobMetadata, evicted_at: UnixMicros, reason: String) -> Tombstone {
-    Tombstone {
-        id: run.id().clone(),
-        evicted_at,
-        reason,
-        lines: run.stdout.lines + run.stderr.lines,
-        bytes: run.stdout.bytes + run.stderr.bytes,
-    }
-}
-
-fn number_of(index: &Index, id: &JobRunId) -> Option<RunNumber> {
-    match index.find(id) {
-        Ok(Some(Known::Run(number, _))) => Some(number),
-        _ => None,
-    }
+    Ok(Some((number, Tombstone::of(&run, trashed.at, reason))))
 }
 
 /// Removes what is ours of an evicted run. What can't be removed stays in the trash, and is tried again.

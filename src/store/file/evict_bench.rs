@@ -14,7 +14,7 @@ use crate::retention::GcRequest;
 use crate::run::{JobMetadata, JobRunId, RunSpec, RunState};
 use crate::store::file::FileStoreOptions;
 use crate::store::file::shared::Shared;
-use crate::store::file::writer::{OwnRun, disk_bytes};
+use crate::store::file::writer::OwnRun;
 use crate::store::{Outcome, RunEnd};
 
 /// Runs that are written with one commit.
@@ -71,7 +71,7 @@ impl EvictionBench {
         let own = OwnRun::create(&self.folder, RunSpec::new(id.clone()), None, &self.shared.options)?;
         own.append(Stream::Stdout, &[b'\n'; 16_384])?;
         own.finish(RunEnd::now(Outcome::Lost))?;
-        assert!(disk_bytes(&own.run.folder) > 16_384, "there is something to remove");
+        assert!(own.run.folder.disk_bytes() > 16_384, "there is something to remove");
         let begun = Instant::now();
         let report = self.shared.gc(&self.one())?;
         let took = begun.elapsed();

@@ -10,7 +10,6 @@ use crate::index::{Changes, Index, RunNumber};
 use crate::line::UnixMicros;
 use crate::store::file::handle::Lent;
 use crate::store::file::shared::Shared;
-use crate::store::file::writer::disk_bytes;
 
 /// How often the policy is looked at, whatever happens.
 const EVERY: Duration = Duration::from_secs(60);
@@ -145,7 +144,7 @@ pub(crate) fn audit(shared: &Shared, index: &Index) -> Result<u64, LogError> {
             if pinned != index.is_pinned(number)? {
                 changes.pins.push((number, pinned));
             }
-            let bytes = disk_bytes(&folder);
+            let bytes = folder.disk_bytes();
             if bytes != record.disk_bytes {
                 record.disk_bytes = bytes;
                 changes.runs.push((number, record));

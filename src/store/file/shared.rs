@@ -455,14 +455,8 @@ impl Shared {
         let run = &foreign.run;
         tracing::warn!(run = %run.id, "the folder of a run was removed");
         run.change(|state| {
-            let metadata = state.metadata();
-            state.evicted = Some(Box::new(Tombstone {
-                id: run.id.clone(),
-                evicted_at: UnixMicros::now(),
-                reason: "its folder was removed".to_owned(),
-                lines: metadata.stdout.lines + metadata.stderr.lines,
-                bytes: metadata.stdout.bytes + metadata.stderr.bytes,
-            }));
+            let why = "its folder was removed".to_owned();
+            state.evicted = Some(Box::new(Tombstone::of(&state.metadata(), UnixMicros::now(), why)));
         });
         {
             let mut runs = self.runs();

@@ -39,7 +39,7 @@ impl Floor {
         if !holds || self.bytes_since >= CHECK_BYTES {
             (self.seen_at, self.bytes_since) = (Some(now), 0);
             // A disk that can't be asked is not known to be full.
-            self.below = file.disk().is_ok_and(|disk| disk.free < self.min_free_bytes.min(disk.size / 2));
+            self.below = file.disk().is_ok_and(|disk| disk.free < disk.floor(self.min_free_bytes));
         }
         self.below
     }

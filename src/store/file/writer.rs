@@ -1,16 +1,15 @@
 //! Writing a run: bytes to its log, then what arrived to its journal, then the news to its readers.
 
 use std::collections::VecDeque;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use memchr::memchr;
 
 use crate::error::LogError;
-use crate::index::progress::{Checkpointer, Checkpoints, GapAt, Progress};
+use crate::index::progress::{Checkpointer, Checkpoints, GapAt, Progress, before_line_at};
 use crate::journal::{Arrival, JournalWriter, What};
 use crate::layout::{Layout, RunFolder};
 use crate::line::{LineNumber, Stream, UnixMicros};
@@ -247,7 +246,7 @@ impl OwnRun {
             }
         }
         let written = files.end(&mut run, &self.run.folder);
-        let disk_bytes = disk_bytes(&self.run.folder);
+        let disk_bytes = self.run.folder.disk_bytes();
         self.run.change(|state| {
             state.run = run.clone();
             state.disk_bytes = disk_bytes;
@@ -530,21 +529,15 @@ impl WriterHalf {
     fn arrived(&mut self, stream: Stream, mut bytes: &[u8], now: UnixMicros) {
         while !bytes.is_empty() {
             let at = *self.progress.of(stream);
-            let split = self.next_split[stream.index()];
-            // A line that starts at `split` has its `\n` before it one byte earlier.
-            let to_split = usize::try_from(split - 1 - at.bytes.min(split - 1)).unwrap_or(usize::MAX);
-            let (piece, is_split) = match bytes.get(to_split..).and_then(|rest| memchr(b'\n', rest)) {
-                Some(end) => (to_split + end + 1, true),
-                None => (bytes.len(), false),
-            };
-            let (piece, rest) = bytes.split_at(piece);
+            let split = before_line_at(self.next_split[stream.index()], at.bytes, bytes);
+            let (piece, rest) = bytes.split_at(split.unwrap_or(bytes.len()));
             let lines = count_lines(piece);
             let unterminated = match lines {
                 0 => at.unterminated() + piece.len() as u64,
                 _ => (piece.len() - whole_lines(piece)) as u64,
             };
             self.mark(stream, lines, piece.len() as u64, unterminated, now);
-            if is_split {
+            if split.is_some() {
                 self.seal_open_mark();
                 self.next_split[stream.index()] =
                     self.progress.of(stream).line_start + Checkpointer::EVERY_BYTES;
@@ -695,20 +688,10 @@ impl Files {
     }
 }
 
-/// Bytes that a run's folder takes up on disk, as its blocks say.
-pub(crate) fn disk_bytes(folder: &RunFolder) -> u64 {
-    // Blocks behind the end of a file are given back when the run ends.
-    let used = |file: fs::Metadata| match file.is_file() {
-        true => (file.blocks() * 512).min(file.len().next_multiple_of(4096)),
-        false => file.blocks() * 512,
-    };
-    let blocks = |path| fs::symlink_metadata(path).map_or(0, used);
-    let entries = fs::read_dir(folder.path()).into_iter().flatten().flatten();
-    entries.map(|entry| blocks(entry.path())).sum::<u64>() + blocks(folder.path().to_owned())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::journal::{Parsed, Record, parse};
     use crate::run::{Exit, RunState};
