@@ -31,11 +31,11 @@
 //! | `store/file/` | How are runs kept in files? See below. |
 //! | `store/buffered/`, `store/composite/` | How are appends gathered; how do several stores act as one? |
 //! | `store/conformance/` | What does every store have to do? |
+//! | `index/` | Where is line N, which runs are there? `schema` the tables, `codec` the bytes of a record, `progress` which places are kept, `checkpoints` their rows, `retention` which runs are oldest and what all take up, `committer` the thread that writes. |
 //! | `retention.rs` | Which runs are to be evicted, and why? The policy, and the plan from rows alone. |
-//! | `index/` | Where is line N, which runs are there? `schema` the tables, `codec` the bytes of a record, `progress` which places are kept, `retention` which runs are oldest and what all take up, `committer` the thread that writes. |
 //! | `journal.rs` | What happened to a run, and when? The records and their bytes. |
 //! | `logfile.rs`, `layout.rs` | How is a file appended to and read; what are the files called? |
-//! | `error.rs`, `run.rs`, `line.rs` | The words that everything speaks. |
+//! | `error.rs`, `run/`, `line.rs` | The words that everything speaks. |
 //! | `meter.rs` | What is counted? The names of all metrics. |
 //!
 //! In `store/file/`, a run in memory is a `LiveRun` (`live`): how far it has come, and a signal that it has come
@@ -43,7 +43,8 @@
 //! the runs of this process; `adopt` and `watch` see the runs of other processes; `shared` holds the runs in memory
 //! by id. `source` is a read of one run: `places` finds where it begins, `lines` cuts lines out of a log, `marks`
 //! says in which order they came. `commit` brings what waits to the index, and `list` lists. `evict` removes runs
-//! step by step, and `evictor` is the thread that sees when it is time.
+//! step by step, and `evictor` is the thread that sees when it is time. `handle` says who keeps a store open, and how
+//! its threads get at it.
 //!
 //! `migrations-docs/` has every byte on disk. `tests/it/` is one test binary, a file a subject. `benches/`
 //! measures.
@@ -55,7 +56,7 @@
 //!    what is there, up to 256 KiB, into the job's one buffer. `Sink::take` gives it to the log first, then to the
 //!    tee, then to `Scanner::scan`, which looks for directives.
 //! 2. The log is a [`RunWriter`]. That of a file store goes through `Shared::append` to `OwnRun::append`
-//!    (`store/file/writer.rs`), where `AppendFile::append` (`logfile.rs`) writes the bytes. Now they are safe from
+//!    (`store/file/writer/`), where `AppendFile::append` (`logfile.rs`) writes the bytes. Now they are safe from
 //!    a crash of this process. If the disk refuses them, the log is cut back to the end of its last whole line, a
 //!    `Hole` counts what comes until the disk takes it again, and the job hears nothing of it.
 //! 3. `WriterHalf::arrived` counts the lines, and `WriterHalf::mark` adds them to the open mark: "so many bytes and

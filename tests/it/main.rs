@@ -13,6 +13,7 @@ mod http;
 mod index;
 mod layers;
 mod model;
+mod power;
 mod retention;
 mod runner;
 mod store;
