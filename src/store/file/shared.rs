@@ -185,6 +185,10 @@ impl Shared {
         self.discovery.notify_all();
     }
 
+    fn is_discovered(&self) -> bool {
+        *self.discovered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Says that the index was made anew: every folder has to be taken up again.
     pub(crate) fn set_renewed(&self) {
         let mut discovered = self.discovered.lock().unwrap_or_else(PoisonError::into_inner);
@@ -489,6 +493,14 @@ impl Shared {
                 Ok(Some(Known::Evicted(tombstone))) => return Err(LogError::Evicted(Box::new(tombstone))),
                 Ok(None) => {}
                 Err(error) => tracing::warn!(%error, run = %id, "looking for the run without the index"),
+            }
+        }
+        if !self.is_discovered() && self.layout.run(id).is_there() {
+            // Runs are numbered in the order of their age by whoever goes through the folders: a run that is over
+            // does not get its number out of turn because somebody asks for it.
+            let run = ForeignRun::open(&self.layout, id, None, None)?.run;
+            if run.is_over() {
+                return Ok(run);
             }
         }
         self.adopt(id, None)
