@@ -498,9 +498,9 @@ impl Shared {
         if !self.is_discovered() && self.layout.run(id).is_there() {
             // Runs are numbered in the order of their age by whoever goes through the folders: a run that is over
             // does not get its number out of turn because somebody asks for it.
-            let run = ForeignRun::open(&self.layout, id, None, None)?.run;
-            if run.is_over() {
-                return Ok(run);
+            let foreign = ForeignRun::open(&self.layout, id, None, None)?;
+            if foreign.run.is_over() && !foreign.lacks_metadata() {
+                return Ok(foreign.run);
             }
         }
         self.adopt(id, None)
