@@ -3,7 +3,10 @@
 
     benches/compare.py bulk      `databuild run -q -- cat big.log` and `cat big.log | cat > copy`, by turns
     benches/compare.py disk      what the journal and the index take, for bulk output and for single lines
+    benches/compare.py rebuild   `databuild index rebuild` and `wc -l` of the same log, by turns
+    benches/compare.py open      opening after kill -9: a store with few finished runs, and one with many, by turns
     benches/compare.py many      many jobs at once, followed while they print: nothing lost, memory of the service
+    benches/compare.py evict     the oldest of 100,000 runs: `databuild gc`, and `find` by age with `du` of all
     benches/compare.py ratios    the ratios of the last `cargo bench`
     benches/compare.py all       all of it
 
@@ -30,10 +33,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("subject", choices=["bulk", "disk", "many", "ratios", "all"])
+    parser.add_argument("subject", choices=["bulk", "disk", "rebuild", "open", "many", "evict", "ratios", "all"])
     parser.add_argument("--dir", default=ROOT / "target", type=Path, help="where to make the files [target/]")
     parser.add_argument("--lines", default=10_000_000, type=int, help="lines of big.log")
-    parser.add_argument("--rounds", default=7, type=int, help="of bulk")
+    parser.add_argument("--rounds", default=7, type=int, help="of bulk, rebuild and open")
+    parser.add_argument("--runs", default=100_000, type=int, help="finished runs of evict and open; the smaller store of open has a hundredth")
     parser.add_argument("--jobs", default=200, type=int, help="of many")
     parser.add_argument("--followers", default=50, type=int, help="of many")
     parser.add_argument("--rate", default=1_000, type=int, help="lines a second of each job of many")
@@ -47,8 +51,8 @@ def main():
         return
     with tempfile.TemporaryDirectory(dir=options.dir, prefix="compare-") as folder:
         bench = Bench(Path(folder), options)
-        for subject in (bulk, disk, many):
-            if options.subject in (subject.__name__, "all"):
+        for name, subject in SUBJECTS.items():
+            if options.subject in (name, "all"):
                 subject(bench)
     print("load average:", " ".join(f"{load:.2f}" for load in os.getloadavg()), "at the end")
 
@@ -181,13 +185,14 @@ def disk(bench):
 class Service:
     """`databuild serve` in a folder, for as long as it is needed."""
 
-    def __init__(self, bench, logs):
+    def __init__(self, bench, logs, variables=None):
+        self.variables = variables
         self.command = [bench.databuild, "--log-dir", logs, "serve", "--listen", "127.0.0.1:0"]
         self.said = bench.folder / "service.txt"
 
     def __enter__(self):
         with open(self.said, "wb") as said:
-            self.process = subprocess.Popen(self.command, stderr=said)
+            self.process = subprocess.Popen(self.command, stderr=said, env=self.variables)
         while not (found := re.search(r"listening on http://127\.0\.0\.1:(\d+)", self.said.read_text())):
             if self.process.poll() is not None:
                 sys.exit(f"the service did not start: {self.said.read_text()}")
@@ -216,6 +221,129 @@ class Service:
             if len(runs) == count and all(run["state"] != "running" for run in runs):
                 return
             time.sleep(0.1)
+
+
+# --- rebuild
+
+
+def rebuild(bench):
+    """Making the index anew, from the journal and without one, and counting the lines of the same log."""
+    log = bench.big_log()
+    logs = bench.folder / "rebuilt"
+    subprocess.run(bench.run(logs, "big", "cat", log), check=True)
+    kept = logs / "job_runs" / "big"
+    for what in ("by the journal", "by counting lines"):
+        if what == "by counting lines":
+            (kept / "journal").unlink()
+        ours, theirs, factors = [], [], []
+        for _ in range(bench.options.rounds):
+            theirs.append(seconds_of(["wc", "-l", kept / "stdout.log"]))
+            ours.append(seconds_of([bench.databuild, "--log-dir", logs, "index", "rebuild"]))
+            factors.append(theirs[-1] / ours[-1])
+        print(f"rebuild {what}, {log.stat().st_size / 1e9:.2f} GB, {len(ours)} rounds:")
+        print(f"  wc -l                   {statistics.median(theirs):6.3f} s  ({spread(theirs)})")
+        print(f"  databuild index rebuild {statistics.median(ours):6.3f} s  ({spread(ours)})")
+        print(f"  its speed by wc's       {statistics.median(factors):6.2f}    ({spread(factors)})")
+    shutil.rmtree(logs)
+
+
+def seconds_of(command):
+    begin = time.monotonic()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return time.monotonic() - begin
+
+
+# --- open
+
+
+def open_after_kill(bench):
+    """From the start of `databuild serve` until it listens, in stores whose service was killed."""
+    runs = (max(bench.options.runs // 100, 1), bench.options.runs)
+    stores = [bench.folder / f"runs-{count}" for count in runs]
+    for count, store in zip(runs, stores):
+        finished_runs(bench, store, count)
+    taken = [[], []]
+    for round_number in range(bench.options.rounds + 1):
+        for store, times in zip(stores, taken):
+            begin = time.monotonic()
+            service = subprocess.Popen(
+                [bench.databuild, "--log-dir", store, "serve", "--listen", "127.0.0.1:0"],
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )
+            for line in service.stdout:
+                if "listening on" in line:
+                    break
+            # Nobody was killed before the first.
+            if round_number:
+                times.append((time.monotonic() - begin) * 1000)
+            service.kill()
+            service.wait()
+            service.stdout.close()
+    print(f"open after kill -9, {bench.options.rounds} rounds, milliseconds of the whole process until it listens:")
+    for count, store, times in zip(runs, stores, taken):
+        size = (store / "index.redb").stat().st_size / 1e6
+        print(f"  {count:7,} runs, index of {size:6.1f} MB  {statistics.median(times):6.1f}  ({spread(times)})")
+    print(f"  ratio {statistics.median(taken[1]) / statistics.median(taken[0]):.2f}")
+
+
+def finished_runs(bench, store, count):
+    """A store with so many runs that are over: links to the files of one, since only their number counts."""
+    subprocess.run(bench.run(store, "run-0", "seq", "10"), check=True)
+    first = store / "job_runs" / "run-0"
+    for number in range(1, count):
+        run = store / "job_runs" / f"run-{number}"
+        if number % 10_000 == 0:
+            # A file can't have any number of links.
+            first = shutil.copytree(first, run)
+            continue
+        run.mkdir()
+        for file in os.listdir(first):
+            os.link(first / file, run / file)
+    subprocess.run(
+        [bench.databuild, "--log-dir", store, "index", "rebuild"],
+        check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )
+
+
+# --- evict
+
+
+def evict(bench):
+    """How long it takes to know and remove the oldest of many runs, and to know it without an index."""
+    logs, runs = bench.folder / "logs", bench.options.runs
+    began = 1_700_000_000
+    for number in range(runs):
+        folder = logs / "job_runs" / f"run-{number:06}"
+        folder.mkdir(parents=True)
+        (folder / "stdout.log").write_text(f"this is run {number}\n" * 10)
+        ended = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began + number))
+        (folder / "metadata.json").write_text(
+            json.dumps({"job_run_id": folder.name, "exit_code": 0, "finished_at": ended}))
+        os.utime(folder, (began + number, began + number))
+    subprocess.run([bench.databuild, "--log-dir", logs, "index", "rebuild"], check=True)
+    # What a cron job does: the sum says whether something has to go, the oldest what.
+    by_hand = 'du -s "$1" > /dev/null; find "$1" -mindepth 1 -maxdepth 1 -type d -printf "%T@ %p\\n" | sort -n | head -1'
+    variables = dict(os.environ, DATABUILD_LOG_TTL_DAYS="0", DATABUILD_LOG_MAX_SIZE_GB="0")
+    asked, found = [], []
+    with Service(bench, logs, variables) as service:
+        service.wait_for_runs(1)
+        for left in range(runs - 1, runs - 1 - bench.options.rounds, -1):
+            begin = time.monotonic()
+            said = subprocess.run(
+                [bench.databuild, "--server", f"http://127.0.0.1:{service.port}", "gc", "--max-size", "1",
+                 "--keep-last", str(left), "-o", "json"], check=True, stdout=subprocess.PIPE)
+            asked.append(time.monotonic() - begin)
+            [gone] = json.loads(said.stdout)["evicted"]
+            assert gone["id"] == f"run-{runs - 1 - left:06}", gone
+            begin = time.monotonic()
+            oldest = subprocess.run(["sh", "-c", by_hand, "sh", logs / "job_runs"], check=True, stdout=subprocess.PIPE)
+            found.append(time.monotonic() - begin)
+            assert oldest.stdout.strip().endswith(b"run-%06d" % (runs - left)), oldest.stdout
+    print(f"evict, the oldest of {runs:,} runs, {len(asked)} rounds:")
+    print(f"  databuild gc, the whole process   {statistics.median(asked) * 1e3:8.1f} ms  ({spread(asked)} s)")
+    print(f"  du and find, nothing is removed   {statistics.median(found) * 1e3:8.1f} ms  ({spread(found)} s)")
+    print(f"  ratio of the medians              {statistics.median(found) / statistics.median(asked):8.1f}")
+    shutil.rmtree(logs)
 
 
 # --- many
@@ -304,6 +432,9 @@ def ratios():
     for what, above, below in RATIOS:
         if above in medians and below in medians:
             print(f"{what}: {medians[above] / medians[below]:.2f}")
+
+
+SUBJECTS = {"bulk": bulk, "disk": disk, "rebuild": rebuild, "open": open_after_kill, "many": many, "evict": evict}
 
 
 if __name__ == "__main__":

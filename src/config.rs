@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rustix::fs::{Access, access};
 
+use crate::retention::RetentionPolicy;
 use crate::store::{Durability, FileStoreOptions};
 
 /// The environment that settings are read from. A variable that is empty counts as not set.
@@ -237,6 +238,46 @@ impl Environment {
         Ok(Some(after))
     }
 
+    /// What a service keeps: `DATABUILD_LOG_TTL_DAYS`, how many days (7), and `DATABUILD_LOG_MAX_SIZE_GB`, how many GB
+    /// of 10⁹ bytes (10), both with fractions, and `DATABUILD_LOG_KEEP_LAST`, how many runs in any case (0). 0 turns a
+    /// limit off.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::NotText`] or [`ConfigError::Invalid`].
+    pub fn retention(&self) -> Result<RetentionPolicy, ConfigError> {
+        let mut policy = RetentionPolicy::OF_SERVICE;
+        let days = |days: f64| Duration::try_from_secs_f64(days * 86_400.0).ok();
+        let name = "DATABUILD_LOG_TTL_DAYS";
+        if let Some(given) = self.text(name)? {
+            let age = amount(given).and_then(days).filter(|age| u64::try_from(age.as_micros()).is_ok());
+            let expected = "expected a number of days such as 7 or 0.5, or 0 for no limit";
+            let age = age.ok_or_else(|| invalid(Origin::Variable(name), given, expected))?;
+            policy.max_age = Some(age).filter(|age| !age.is_zero());
+        }
+        let name = "DATABUILD_LOG_MAX_SIZE_GB";
+        if let Some(given) = self.text(name)? {
+            let bytes = amount(given).map(|gb| gb * 1e9).filter(|&bytes| bytes < 1e19);
+            let expected = "expected a number of GB such as 10 or 0.5, or 0 for no limit";
+            let bytes = bytes.ok_or_else(|| invalid(Origin::Variable(name), given, expected))?;
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "it was looked at just above"
+            )]
+            let whole = bytes as u64;
+            policy.max_bytes = Some(whole).filter(|&bytes| bytes > 0);
+        }
+        let name = "DATABUILD_LOG_KEEP_LAST";
+        if let Some(given) = self.text(name)? {
+            let digits = given.bytes().all(|b| b.is_ascii_digit());
+            let runs = given.parse().ok().filter(|_| digits);
+            let expected = "expected a whole number of runs, 0 or more";
+            policy.keep_last = runs.ok_or_else(|| invalid(Origin::Variable(name), given, expected))?;
+        }
+        Ok(policy)
+    }
+
     /// The flag if it is given, else the variable if it is set.
     fn given(
         &self,
@@ -284,6 +325,13 @@ impl fmt::Debug for Environment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.variables.keys()).finish()
     }
+}
+
+/// A number as people write it: digits, and a dot among them if need be.
+fn amount(text: &str) -> Option<f64> {
+    let is_one =
+        text.bytes().any(|b| b.is_ascii_digit()) && text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    text.parse().ok().filter(|_| is_one)
 }
 
 fn invalid(origin: Origin, given: &str, expected: &str) -> ConfigError {
@@ -402,6 +450,29 @@ mod tests {
             let error = after(bad).unwrap_err().to_string();
             assert!(error.starts_with("DATABUILD_LOG_COMPRESS_AFTER_HOURS is"), "{error}");
             assert!(error.contains("off, or a number of hours"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_kept_is_set_by_three_variables_and_nonsense_is_refused_by_name() {
+        let policy = |days, gb, runs| {
+            let names = ["DATABUILD_LOG_TTL_DAYS", "DATABUILD_LOG_MAX_SIZE_GB", "DATABUILD_LOG_KEEP_LAST"];
+            environment([(names[0], days), (names[1], gb), (names[2], runs)]).retention()
+        };
+        assert_eq!(policy("", "", "").unwrap(), RetentionPolicy::OF_SERVICE);
+        assert_eq!(policy("0", "0", "0").unwrap(), RetentionPolicy::OFF);
+        let some = policy("0.5", "2.25", "30").unwrap();
+        assert_eq!(some.max_age, Some(Duration::from_secs(12 * 3600)));
+        assert_eq!((some.max_bytes, some.keep_last), (Some(2_250_000_000), 30));
+        for bad in ["-1", "+1", "a week", "7d", "1e3", "nan", "inf", ".", "99999999999999999999"] {
+            let error = policy(bad, "", "").unwrap_err().to_string();
+            assert!(error.starts_with("DATABUILD_LOG_TTL_DAYS is") && error.contains("days"), "{error}");
+            let error = policy("", bad, "").unwrap_err().to_string();
+            assert!(error.starts_with("DATABUILD_LOG_MAX_SIZE_GB is") && error.contains("GB"), "{error}");
+        }
+        for bad in ["-1", "+1", "1.5", "all", "99999999999999999999"] {
+            let error = policy("", "", bad).unwrap_err().to_string();
+            assert!(error.starts_with("DATABUILD_LOG_KEEP_LAST is"), "{error}");
         }
     }
 

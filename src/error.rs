@@ -32,12 +32,6 @@ pub enum LogError {
         /// The run.
         id: JobRunId,
     },
-    /// This store, or this build, does not do that.
-    #[error("{what}")]
-    Unsupported {
-        /// What is not done, and why.
-        what: String,
-    },
     /// The run was evicted; what is left of it says when and why.
     #[error("run {} was evicted at {}: {}", .0.id, .0.evicted_at, .0.reason)]
     Evicted(Box<Tombstone>),
@@ -89,6 +83,12 @@ pub enum LogError {
     /// A hole in a stream of lines; the stream goes on behind it.
     #[error("{} lines of {} after line {} were not kept ({} bytes, {:?})", .0.lines, .0.stream, .0.after, .0.bytes, .0.reason)]
     Gap(Gap),
+    /// This store, or this build, does not do that.
+    #[error("{what}")]
+    Unsupported {
+        /// What is not done, and why.
+        what: &'static str,
+    },
     /// The store was closed.
     #[error("the log store is closed")]
     Closed,

@@ -1,22 +1,41 @@
 //! Where everything is on disk. No other file knows a file's name.
 
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustix::fs::{CWD, FallocateFlags, FlockOperation, OFlags, RenameFlags, fallocate, flock, renameat_with};
+use rustix::fs::{
+    CWD, FallocateFlags, FlockOperation, OFlags, RenameFlags, StatVfs, fallocate, flock, renameat_with,
+    statvfs,
+};
 use rustix::io::Errno;
 
 use crate::error::LogError;
-use crate::line::Stream;
+use crate::line::{Stream, UnixMicros};
 use crate::run::{JobMetadata, JobRunId};
 
 const JOB_RUNS: &str = "job_runs";
 const JOURNAL: &str = "journal";
 const METADATA: &str = "metadata.json";
+const TRASH: &str = "trash";
+const PINNED: &str = "pinned";
+
+/// Every file that this program makes in a run's folder, and that goes with the run. What it is still making begins
+/// with a dot, then one of these, and ends in `.new`.
+const OWN_FILES: [&str; 8] = [
+    "stdout.log",
+    "stderr.log",
+    JOURNAL,
+    "stdout.log.zst",
+    "stderr.log.zst",
+    "journal.zst",
+    PINNED,
+    METADATA,
+];
 
 /// The most bytes of a `metadata.json` that are read.
 const MAX_METADATA: u64 = 16 * 1024 * 1024;
@@ -25,11 +44,12 @@ const MAX_METADATA: u64 = 16 * 1024 * 1024;
 pub(crate) struct Layout {
     root: PathBuf,
     job_runs: PathBuf,
+    trash: PathBuf,
 }
 
 impl Layout {
     pub(crate) fn new(root: &Path) -> Self {
-        Self { root: root.to_owned(), job_runs: root.join(JOB_RUNS) }
+        Self { root: root.to_owned(), job_runs: root.join(JOB_RUNS), trash: root.join(TRASH) }
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -110,6 +130,63 @@ impl Layout {
         Ok(listing)
     }
 
+    /// Moves a run's folder to where it is removed, under a name that says what has to be known of the eviction.
+    ///
+    /// # Errors
+    ///
+    /// What the system said. The folder is where it was then.
+    pub(crate) fn move_to_trash(
+        &self,
+        id: &JobRunId,
+        at: UnixMicros,
+        reason: &str,
+    ) -> Result<RunFolder, LogError> {
+        let run = self.run(id);
+        let path = self.trash.join(format!("{id}.{}-{reason}", at.0));
+        let rename = || renameat_with(CWD, &run.path, CWD, &path, RenameFlags::NOREPLACE);
+        let mut moved = rename();
+        if moved == Err(Errno::NOENT) {
+            match fs::create_dir(&self.trash) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(LogError::io("creating", &self.trash)(error));
+                }
+                _ => moved = rename(),
+            }
+        }
+        moved.map_err(|errno| LogError::io("moving to the trash", &run.path)(errno.into()))?;
+        Ok(RunFolder { path })
+    }
+
+    /// What an eviction that was cut short left behind. Names that are none of ours are left out.
+    pub(crate) fn list_trash(&self) -> Result<Vec<Trashed>, LogError> {
+        let entries = match fs::read_dir(&self.trash) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(LogError::io("listing", &self.trash)(error)),
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let entry = entry.map_err(LogError::io("listing", &self.trash))?;
+            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+            if is_folder && let Some(name) = entry.file_name().to_str() {
+                found.extend(Trashed::from_name(name, RunFolder { path: entry.path() }));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Bytes that everything takes up on disk which is not in a run's folder, the index left out.
+    pub(crate) fn bytes_beside_runs(&self) -> u64 {
+        let index = self.index();
+        let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten();
+        let files = entries(&self.root).filter(|entry| entry.path() != index);
+        let beside = files.map(|entry| blocks_of(&entry.path())).sum::<u64>();
+        let trashed = entries(&self.trash).map(|entry| {
+            blocks_of(&entry.path()) + entries(&entry.path()).map(|file| blocks_of(&file.path())).sum::<u64>()
+        });
+        beside + trashed.sum::<u64>()
+    }
+
     /// The run that a path is in, or is the folder of.
     pub(crate) fn run_of(&self, path: &Path) -> Option<JobRunId> {
         path.strip_prefix(&self.job_runs).ok()?.components().next()?.as_os_str().to_str()?.parse().ok()
@@ -123,6 +200,40 @@ pub(crate) struct Listing {
     pub(crate) runs: Vec<JobRunId>,
     /// Folders of runs that are being prepared, or were when their writer died.
     pub(crate) prepared: Vec<RunFolder>,
+}
+
+/// The folder of a run whose eviction has begun.
+#[derive(Debug)]
+pub(crate) struct Trashed {
+    pub(crate) id: JobRunId,
+    /// When it was evicted.
+    pub(crate) at: UnixMicros,
+    /// Why, as the word that it was moved with.
+    pub(crate) reason: String,
+    pub(crate) folder: RunFolder,
+}
+
+impl Trashed {
+    fn from_name(name: &str, folder: RunFolder) -> Option<Self> {
+        // An id can have dots of its own.
+        let (id, eviction) = name.rsplit_once('.')?;
+        let (at, reason) = eviction.split_once('-')?;
+        Some(Self {
+            id: id.parse().ok()?,
+            at: UnixMicros(at.parse().ok()?),
+            reason: reason.to_owned(),
+            folder,
+        })
+    }
+}
+
+/// What of a run's folder is removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Removal {
+    /// What takes up much: `metadata.json` still tells what the run was.
+    LogsOnly,
+    /// All of it, and the folder itself.
+    Everything,
 }
 
 /// Keeps a log folder's index to one process for as long as it lives.
@@ -297,6 +408,102 @@ impl RunFolder {
         }
     }
 
+    /// The file that says that the run is never evicted. What is in it does not matter.
+    fn pin(&self) -> PathBuf {
+        self.path.join(PINNED)
+    }
+
+    /// Whether the run is pinned.
+    pub(crate) fn is_pinned(&self) -> bool {
+        fs::symlink_metadata(self.pin()).is_ok()
+    }
+
+    /// Pins the run, or takes the pin away.
+    ///
+    /// # Errors
+    ///
+    /// What the system said.
+    pub(crate) fn set_pinned(&self, pinned: bool) -> Result<(), LogError> {
+        let path = self.pin();
+        let done = match pinned {
+            true => OpenOptions::new().write(true).create_new(true).open(&path).map(drop),
+            false => fs::remove_file(&path),
+        };
+        let (doing, already) = match pinned {
+            true => ("creating", io::ErrorKind::AlreadyExists),
+            false => ("removing", io::ErrorKind::NotFound),
+        };
+        match done {
+            Err(error) if error.kind() == already => Ok(()),
+            Err(error) => Err(LogError::io(doing, path)(error)),
+            // A pin is to survive what the run survives.
+            Ok(()) => File::open(&self.path)
+                .and_then(|folder| folder.sync_all())
+                .map_err(LogError::io("syncing", &self.path)),
+        }
+    }
+
+    /// Bytes on disk of what is written while a run goes on, without listing the folder.
+    pub(crate) fn live_bytes(&self) -> u64 {
+        let files = OWN_FILES.iter().map(|name| blocks_of(&self.path.join(name)));
+        files.sum::<u64>() + blocks_of(&self.new_metadata()) + blocks_of(&self.path)
+    }
+
+    /// Bytes on disk of a run that is over.
+    pub(crate) fn disk_bytes(&self) -> u64 {
+        // Blocks behind the end of a file are given back when the run ends.
+        let used = |path: &Path| match fs::symlink_metadata(path) {
+            Ok(file) if file.is_file() => (file.blocks() * 512).min(file.len().next_multiple_of(4096)),
+            Ok(other) => other.blocks() * 512,
+            Err(_) => 0,
+        };
+        let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        entries.map(|entry| used(&entry.path())).sum::<u64>() + used(&self.path)
+    }
+
+    /// Whether anything is left that this program made.
+    pub(crate) fn has_own_files(&self) -> bool {
+        let entries = || fs::read_dir(&self.path).into_iter().flatten().flatten();
+        entries().any(|entry| entry_is_own(&entry)) || entries().next().is_none()
+    }
+
+    /// Removes files that this program made. Gives the names of what others put there, which stays: files of other
+    /// names, folders, links. Nothing is followed.
+    ///
+    /// # Errors
+    ///
+    /// What the system said of a file of ours that it does not remove.
+    pub(crate) fn remove_own_files(&self, removal: Removal) -> Result<Vec<OsString>, LogError> {
+        let entries = match fs::read_dir(&self.path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(LogError::io("listing", &self.path)(error)),
+        };
+        let (mut foreign, mut own) = (Vec::new(), Vec::new());
+        for entry in entries {
+            let entry = entry.map_err(LogError::io("listing", &self.path))?;
+            if entry_is_own(&entry) { &mut own } else { &mut foreign }.push(entry.file_name());
+        }
+        // While `metadata.json` is there, whoever goes on with this can tell what the run was.
+        own.sort_unstable_by_key(|name| name == METADATA);
+        for name in own {
+            if name == METADATA && removal == Removal::LogsOnly {
+                continue;
+            }
+            let path = self.path.join(&name);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(LogError::io("removing", path)(error));
+                }
+                _ => {}
+            }
+        }
+        if removal == Removal::Everything && foreign.is_empty() {
+            fs::remove_dir(&self.path).map_err(LogError::io("removing", &self.path))?;
+        }
+        Ok(foreign)
+    }
+
     /// How long ago something in the folder appeared or went.
     pub(crate) fn age(&self) -> Duration {
         let changed = fs::metadata(&self.path).and_then(|folder| folder.modified());
@@ -328,6 +535,57 @@ fn name_of(path: &Path) -> &str {
 /// What the system says of a log or journal, compressed or not.
 pub(crate) fn metadata_of(plain: &Path) -> io::Result<fs::Metadata> {
     fs::metadata(plain).or_else(|_| fs::metadata(compressed(plain)))
+}
+
+/// Bytes that a file or folder takes up on disk, as its blocks say; what is in the folder is not counted.
+fn blocks_of(path: &Path) -> u64 {
+    fs::symlink_metadata(path).map_or(0, |file| file.blocks() * 512)
+}
+
+fn entry_is_own(entry: &fs::DirEntry) -> bool {
+    entry.file_type().is_ok_and(|kind| kind.is_file()) && entry.file_name().to_str().is_some_and(is_own)
+}
+
+/// Whether a file of this name in a run's folder is of this program.
+fn is_own(name: &str) -> bool {
+    let being_made = name.strip_prefix('.').and_then(|name| name.strip_suffix(".new"));
+    match being_made {
+        Some(made) => OWN_FILES.iter().any(|own| made.starts_with(own)),
+        None => OWN_FILES.contains(&name),
+    }
+}
+
+/// What is known of the file system that a file or folder is in, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Disk {
+    /// What this process may still write.
+    pub(crate) free: u64,
+    pub(crate) size: u64,
+}
+
+impl Disk {
+    /// The file system that a path is in.
+    ///
+    /// # Errors
+    ///
+    /// What the system said.
+    pub(crate) fn at(path: &Path) -> Result<Self, LogError> {
+        statvfs(path)
+            .map(Self::from)
+            .map_err(|errno| LogError::io("asking for free space of", path)(errno.into()))
+    }
+
+    /// What logs leave free here when so much is asked for: never more than half of it.
+    pub(crate) fn floor(self, min_free_bytes: u64) -> u64 {
+        min_free_bytes.min(self.size / 2)
+    }
+}
+
+impl From<StatVfs> for Disk {
+    fn from(found: StatVfs) -> Self {
+        let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+        Self { free: bytes(found.f_bavail), size: bytes(found.f_blocks) }
+    }
 }
 
 /// Asks for blocks of the disk for a file up to `end`, without changing its length. What is written there later finds

@@ -21,9 +21,9 @@
 //!
 //! | where | which question it answers |
 //! | --- | --- |
-//! | `bin/databuild/` | What does a command line mean, what is printed, and which exit code is it? One file a verb: `run`, `logs`, `runs`, `serve`. `locate` finds the run that is meant, `source` is a service or a folder. |
+//! | `bin/databuild/` | What does a command line mean, what is printed, and which exit code is it? One file a verb: `run`, `logs`, `runs`, `gc`, `serve`, `index`. `locate` finds the run that is meant, `source` is a service or a folder. |
 //! | `config.rs` | Which folder, which address, which token, and who said so? |
-//! | `http/` | How does a request become a call of the store, and the answer bytes? `stream` is the events of a log, `sse` and `json` their frames, `raw` the bytes, `runs` the lists, `params` and `problem` what is asked and refused, `auth` who is let in, `serve` connections and their end, `web/` the page. |
+//! | `http/` | How does a request become a call of the store, and the answer bytes? `stream` is the events of a log, `sse` and `json` their frames, `raw` the bytes, `runs` the lists, `retention` what changes something, `metrics` what is counted, `params` and `problem` what is asked and refused, `auth` who is let in, `serve` connections and their end, `web/` the page. |
 //! | `client/` | How is a log read over connections that break? `sse` parses, `decode` makes batches of events, `reader` reconnects. |
 //! | `wire.rs` | What do the service and its client say to each other? The cursor, and the JSON. |
 //! | `runner/` | How is a job executed, and how does its output get into the log? `command` starts it, `pump` is its thread, `directive` what a job says to us, `events` what its caller is told, `control` signals, `tee` the copy for who watches. |
@@ -31,17 +31,21 @@
 //! | `store/file/` | How are runs kept in files? See below. |
 //! | `store/buffered/`, `store/composite/` | How are appends gathered; how do several stores act as one? |
 //! | `store/conformance/` | What does every store have to do? |
-//! | `index/` | Where is line N, which runs are there? `schema` the tables, `codec` the bytes of a record, `progress` which places are kept, `committer` the one thread that writes. |
+//! | `index/` | Where is line N, which runs are there? `schema` the tables, `codec` the bytes of a record, `progress` which places are kept, `checkpoints` their rows, `retention` which runs are oldest and what all take up, `committer` the thread that writes. |
+//! | `retention.rs` | Which runs are to be evicted, and why? The policy, and the plan from rows alone. |
 //! | `journal.rs` | What happened to a run, and when? The records and their bytes. |
 //! | `logfile/`, `layout.rs` | How is a file appended to and read, plain or compressed (`seekable` reads, `compress` makes, `frames` has the bytes); what are the files called? |
-//! | `error.rs`, `run.rs`, `line.rs` | The words that everything speaks. |
+//! | `error.rs`, `run/`, `line.rs` | The words that everything speaks. |
+//! | `meter.rs` | What is counted? The names of all metrics. |
 //!
 //! In `store/file/`, a run in memory is a `LiveRun` (`live`): how far it has come, and a signal that it has come
 //! further. Whoever writes publishes there, whoever reads waits there, and neither knows the other. `writer` writes
 //! the runs of this process; `adopt` and `watch` see the runs of other processes; `shared` holds the runs in memory
 //! by id. `source` is a read of one run: `places` finds where it begins, `lines` cuts lines out of a log, `marks`
-//! says in which order they came. `commit` brings what waits to the index, and `list` lists. `compressor` is the
-//! thread that compresses runs some time after their end, and `compress` puts the files in their place.
+//! says in which order they came. `commit` brings what waits to the index, and `list` lists. `evict` removes runs
+//! step by step, and `evictor` is the thread that sees when it is time; `compressor` is the thread that compresses runs
+//! some time after their end, and `compress` puts the files in their place. `handle` says who keeps a store open, and
+//! how its threads get at it.
 //!
 //! `migrations-docs/` has every byte on disk. `tests/it/` is one test binary, a file a subject. `benches/`
 //! measures.
@@ -53,7 +57,7 @@
 //!    what is there, up to 256 KiB, into the job's one buffer. `Sink::take` gives it to the log first, then to the
 //!    tee, then to `Scanner::scan`, which looks for directives.
 //! 2. The log is a [`RunWriter`]. That of a file store goes through `Shared::append` to `OwnRun::append`
-//!    (`store/file/writer.rs`), where `AppendFile::append` (`logfile/mod.rs`) writes the bytes. Now they are safe from
+//!    (`store/file/writer/`), where `AppendFile::append` (`logfile/mod.rs`) writes the bytes. Now they are safe from
 //!    a crash of this process. If the disk refuses them, the log is cut back to the end of its last whole line, a
 //!    `Hole` counts what comes until the disk takes it again, and the job hears nothing of it.
 //! 3. `WriterHalf::arrived` counts the lines, and `WriterHalf::mark` adds them to the open mark: "so many bytes and
@@ -130,6 +134,8 @@ mod journal;
 mod layout;
 mod line;
 mod logfile;
+mod meter;
+mod retention;
 mod run;
 mod runner;
 mod store;
@@ -140,8 +146,9 @@ pub use client::{Client, ClientEnd, ClientError, ClientEvent, LogQuery};
 pub use config::{ConfigError, Environment, Origin, Setting};
 pub use error::LogError;
 #[cfg(feature = "server")]
-pub use http::{ServerOptions, listen, router, serve, stop_signal};
+pub use http::{ServerOptions, listen, record_metrics, router, serve, stop_signal};
 pub use line::{ByteOffset, InvalidTime, LineNumber, Stream, UnixMicros, UnknownView, View};
+pub use retention::{EvictedRun, EvictionReason, GcReport, GcRequest, KeptRun, RetentionPolicy};
 pub use run::{
     Completion, Exit, FORMAT_VERSION, Gap, GapReason, InvalidId, JobMetadata, JobRunId, MissingDeps,
     PartitionRef, RunSpec, RunState, StateKind, StreamTotals, Tombstone, UnknownState,
@@ -159,6 +166,9 @@ pub use store::{
     rebuild_index,
 };
 pub use wire::{Cursor, Eof, GapNotice, InvalidCursor, LogLine, Problem, RunList};
+
+#[doc(hidden)]
+pub use store::EvictionBench;
 
 /// The examples of `README.md`, so that they are compiled.
 #[cfg(all(doctest, feature = "cli"))]

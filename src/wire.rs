@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::line::{LineNumber, Stream, UnixMicros};
-use crate::run::{Gap, GapReason, JobMetadata, StateKind, Tombstone};
+use crate::run::{Gap, GapReason, JobMetadata, JobRunId, StateKind, Tombstone};
 
 /// The `id:` of an event and the `Last-Event-ID` of a reconnecting client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +119,9 @@ pub struct RunList {
     pub runs: Vec<JobMetadata>,
     /// What to give as `cursor` for the next page; null on the last one.
     pub next: Option<String>,
+    /// Which of the runs are pinned: they are never evicted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pinned: Vec<JobRunId>,
 }
 
 /// An error before a stream starts, as `application/problem+json` (RFC 9457).

@@ -18,6 +18,7 @@ use reqwest::{RequestBuilder, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
 
 use crate::line::{LineNumber, Stream, UnixMicros, View};
+use crate::retention::{GcReport, GcRequest};
 use crate::run::{Completion, JobMetadata, JobRunId, Tombstone};
 use crate::store::{Batch, Compression, ReadOptions, RunQuery, Start};
 use crate::wire::{Compressed, GapNotice, Problem, RunList};
@@ -29,6 +30,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A connection on which nothing comes for this long is dead: the service sends a heartbeat every 15 seconds.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long evicting may take: many large files are removed by one request.
+const GC_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
 /// The longest answer that is read into memory: 64 MiB, far above a page of runs.
 const MAX_DOCUMENT_BYTES: usize = 64 * 1024 * 1024;
@@ -182,10 +186,41 @@ impl Client {
     /// As [`run`](Self::run); [`ClientError::Refused`] if the service can't do it.
     pub async fn compress(&self, id: &JobRunId) -> Result<Compression, ClientError> {
         let request = self.http.post(self.url(&[id.as_str(), "compress"]));
-        match self.answer(request.header(ACCEPT, "application/json"), Some(id)).await? {
+        let response = self.send(request.header(ACCEPT, "application/json"), Some(id)).await?;
+        match self.read_document(response).await? {
             Compressed::Done(done) => Ok(done),
             Compressed::Failed(problem) => Err(self.problem(problem, Some(id))),
         }
+    }
+
+    /// Has runs evicted. One call evicts no more than [`GcReport::evicted`] says; while there is
+    /// [more](GcReport::more), another one goes on.
+    ///
+    /// # Errors
+    ///
+    /// As [`ClientError`] says.
+    pub async fn gc(&self, request: &GcRequest) -> Result<GcReport, ClientError> {
+        let mut url = self.path(&["api", "gc"]);
+        append(&mut url, "dry_run", request.dry_run.then_some(true));
+        // A limit of less than a second is one, and 0 is none.
+        let seconds = request.older_than.map(|age| age.as_secs() + u64::from(age.subsec_nanos() > 0));
+        append(&mut url, "older_than", seconds);
+        append(&mut url, "max_bytes", request.max_bytes);
+        append(&mut url, "keep_last", request.keep_last);
+        let asked = self.http.post(url).header(ACCEPT, "application/json").timeout(GC_TIMEOUT);
+        let response = self.send_within(GC_TIMEOUT, asked, None).await?;
+        self.read_document(response).await
+    }
+
+    /// Pins a run, so that it is never evicted, or takes the pin away.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run).
+    pub async fn set_pinned(&self, id: &JobRunId, pinned: bool) -> Result<(), ClientError> {
+        let url = self.url(&[id.as_str(), "pin"]);
+        let request = if pinned { self.http.put(url) } else { self.http.delete(url) };
+        self.send(request, Some(id)).await.map(drop)
     }
 
     /// Reads a run's log. A connection that breaks is made again, and the read goes on behind the last line it gave:
@@ -232,23 +267,24 @@ impl Client {
 
     /// `/api/job_runs` and these segments below the base.
     fn url(&self, segments: &[&str]) -> Url {
+        self.path(&[&["api", "job_runs"], segments].concat())
+    }
+
+    /// These segments below the base.
+    fn path(&self, segments: &[&str]) -> Url {
         let mut url = self.base.clone();
         if let Ok(mut path) = url.path_segments_mut() {
-            path.pop_if_empty().extend(["api", "job_runs"]).extend(segments);
+            path.pop_if_empty().extend(segments);
         }
         url
     }
 
     async fn document<T: DeserializeOwned>(&self, url: Url, id: Option<&JobRunId>) -> Result<T, ClientError> {
-        self.answer(self.http.get(url).header(ACCEPT, "application/json"), id).await
+        let response = self.send(self.http.get(url).header(ACCEPT, "application/json"), id).await?;
+        self.read_document(response).await
     }
 
-    async fn answer<T: DeserializeOwned>(
-        &self,
-        request: RequestBuilder,
-        id: Option<&JobRunId>,
-    ) -> Result<T, ClientError> {
-        let response = self.send(request, id).await?;
+    async fn read_document<T: DeserializeOwned>(&self, response: Response) -> Result<T, ClientError> {
         self.expect_type(&response, "application/json")?;
         let body = self.body(response).await?;
         serde_json::from_slice(&body)
@@ -257,12 +293,21 @@ impl Client {
 
     /// Sends a request and gives the answer if it is a good one.
     async fn send(&self, request: RequestBuilder, id: Option<&JobRunId>) -> Result<Response, ClientError> {
-        let answer = tokio::time::timeout(HEAD_TIMEOUT, request.send()).await;
+        self.send_within(HEAD_TIMEOUT, request, id).await
+    }
+
+    async fn send_within(
+        &self,
+        time: Duration,
+        request: RequestBuilder,
+        id: Option<&JobRunId>,
+    ) -> Result<Response, ClientError> {
+        let answer = tokio::time::timeout(time, request.send()).await;
         let response = match answer {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => return Err(self.network(error)),
             Err(_) => {
-                let waited = format!("no answer within {} seconds", HEAD_TIMEOUT.as_secs());
+                let waited = format!("no answer within {} seconds", time.as_secs());
                 return Err(self.unreachable(io::Error::new(io::ErrorKind::TimedOut, waited)));
             }
         };

@@ -1,7 +1,7 @@
 //! Who is let in: the token, and the `Host` that a request must name on loopback.
 
 use axum::extract::{Request, State};
-use axum::http::header::{AUTHORIZATION, HOST};
+use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -44,6 +44,25 @@ pub(super) async fn check_host(State(app): State<App>, request: Request, next: N
         if !is_loopback(named) {
             return Refusal::foreign_host(named).into_response();
         }
+    }
+    next.run(request).await
+}
+
+/// Refuses a request to change something that a browser makes for a page of another site. Such a request says where
+/// the page is from, whatever the page wants.
+pub(super) async fn check_origin(request: Request, next: Next) -> Response {
+    let headers = request.headers();
+    let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+    let is_ours = match (text("sec-fetch-site"), text(ORIGIN.as_str())) {
+        (Some(site), _) => matches!(site, "same-origin" | "none"),
+        (None, Some(origin)) => {
+            origin.split_once("://").is_some_and(|(_, host)| Some(host) == text(HOST.as_str()))
+        }
+        // No browser.
+        (None, None) => true,
+    };
+    if !request.method().is_safe() && !is_ours {
+        return Refusal::foreign_origin().into_response();
     }
     next.run(request).await
 }

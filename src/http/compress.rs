@@ -6,8 +6,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
-use axum::http::HeaderMap;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HOST, ORIGIN};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::stream;
@@ -25,9 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(super) async fn run(
     State(app): State<App>,
     id: Result<Path<String>, PathRejection>,
-    headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    refuse_foreign_pages(&headers)?;
     let id = run_id(&path(id)?)?;
     let heartbeat = app.options().heartbeat;
     let work = {
@@ -56,12 +53,4 @@ pub(super) async fn run(
 
 fn document(answer: &Compressed) -> Bytes {
     serde_json::to_vec(answer).unwrap_or_default().into()
-}
-
-/// A browser says of which page a request is; only a page of this service may ask for anything to be done.
-fn refuse_foreign_pages(headers: &HeaderMap) -> Result<(), Refusal> {
-    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
-    let Some(origin) = text(ORIGIN) else { return Ok(()) };
-    let of_page = origin.split_once("://").map(|(_, host)| host);
-    if of_page.is_some() && of_page == text(HOST) { Ok(()) } else { Err(Refusal::foreign_page(origin)) }
 }

@@ -6,9 +6,11 @@
 mod auth;
 mod compress;
 mod json;
+mod metrics;
 mod params;
 mod problem;
 mod raw;
+mod retention;
 mod runs;
 mod serve;
 mod sse;
@@ -24,11 +26,12 @@ use axum::extract::{Request, State};
 use axum::http::header::{self, HeaderName, HeaderValue};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 
 use crate::error::LogError;
 use crate::store::{LogStore, RunQuery};
 
+pub use metrics::record_metrics;
 use problem::Refusal;
 pub use serve::{listen, serve, stop_signal};
 
@@ -41,7 +44,7 @@ pub struct ServerOptions {
     pub retry: Duration,
     /// How long connections may go on after the shutdown; 5 s.
     pub drain: Duration,
-    /// What has to be given as `Authorization: Bearer` on everything under `/api`; `None` lets everybody in, which
+    /// What has to be given as `Authorization: Bearer` on everything under `/api`, and on `/metrics`; `None` lets everybody in, which
     /// [`serve`] allows on loopback only.
     pub token: Option<String>,
     /// Whether a request is refused whose `Host` is not a name of this machine's loopback. [`serve`] turns it on
@@ -107,18 +110,25 @@ impl App {
             .route("/job_runs", get(runs::list))
             .route("/job_runs/{id}", get(runs::one))
             .route("/job_runs/{id}/compress", post(compress::run))
+            .route("/job_runs/{id}/pin", put(retention::pin).delete(retention::unpin))
+            .route("/gc", post(retention::gc))
             .route("/job_runs/{id}/logs/{view}", get(stream::events))
             .route("/job_runs/{id}/logs/{stream}/raw", get(raw::bytes))
             .fallback(unknown_path)
             .layer(middleware::from_fn_with_state(self.clone(), auth::require_token));
+        let metrics = Router::new()
+            .route("/metrics", get(metrics::metrics))
+            .layer(middleware::from_fn_with_state(self.clone(), auth::require_token));
         Router::new()
             .nest("/api", api)
+            .merge(metrics)
             .route("/", get(web::index))
             .route("/assets/{name}", get(web::asset))
             .route("/healthz", get(async || "ok"))
             .route("/readyz", get(ready))
             .fallback(unknown_path)
             .method_not_allowed_fallback(async || Refusal::method())
+            .layer(middleware::from_fn(auth::check_origin))
             .layer(middleware::from_fn_with_state(self.clone(), auth::check_host))
             .layer(middleware::map_response(secured))
             .with_state(self.clone())

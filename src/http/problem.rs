@@ -54,7 +54,7 @@ impl Refusal {
         Self::new(
             StatusCode::METHOD_NOT_ALLOWED,
             "method-not-allowed",
-            "only GET and HEAD are known here, and POST where something is to be done",
+            "what is here does not know this method",
         )
     }
 
@@ -71,9 +71,9 @@ impl Refusal {
         Self::new(StatusCode::FORBIDDEN, "foreign-host", detail)
     }
 
-    pub(super) fn foreign_page(origin: &str) -> Self {
-        let detail = format!("a page of {origin:?} does not tell this service what to do");
-        Self::new(StatusCode::FORBIDDEN, "foreign-page", detail)
+    pub(super) fn foreign_origin() -> Self {
+        let detail = "only pages of this service may ask it to change something";
+        Self::new(StatusCode::FORBIDDEN, "foreign-origin", detail)
     }
 
     /// 416: the range asked for has no byte in these `length` bytes.
@@ -130,8 +130,7 @@ impl From<LogError> for Refusal {
             LogError::AlreadyExists { .. } => Self::new(StatusCode::CONFLICT, "already-exists", detail),
             LogError::Finished { .. } => Self::new(StatusCode::CONFLICT, "finished", detail),
             LogError::Unfinished { .. } => Self::new(StatusCode::CONFLICT, "unfinished", detail),
-            // Another store would do it: nothing that trying again could change.
-            LogError::Unsupported { .. } => Self::new(StatusCode::CONFLICT, "unsupported", detail),
+            LogError::Unsupported { .. } => Self::new(StatusCode::NOT_IMPLEMENTED, "unsupported", detail),
             // Passes: a restart, another process that lets go of the folder, an index that is being rebuilt.
             LogError::Closed => Self::passing("shutting-down", detail),
             LogError::InUse { .. } => Self::passing("in-use", detail),

@@ -20,7 +20,8 @@ const MAX_PAGE: usize = 1000;
 pub(super) async fn list(State(app): State<App>, params: Params) -> Result<Response, Refusal> {
     let query = query(&params)?;
     let page = app.blocking(move |store| store.runs(&query)).await?;
-    Ok(json(&RunList { runs: page.runs, next: page.next.map(|cursor| cursor.0.to_string()) }))
+    let next = page.next.map(|cursor| cursor.0.to_string());
+    Ok(json(&RunList { runs: page.runs, next, pinned: page.pinned }))
 }
 
 /// `GET /api/job_runs/{id}`
@@ -48,7 +49,7 @@ fn query(params: &Params) -> Result<RunQuery, Refusal> {
     })
 }
 
-fn json(value: &impl Serialize) -> Response {
+pub(super) fn json(value: &impl Serialize) -> Response {
     match serde_json::to_vec(value) {
         Ok(body) => ([(CONTENT_TYPE, "application/json"), (CACHE_CONTROL, "no-cache")], body).into_response(),
         Err(error) => Refusal::internal(&error).into_response(),

@@ -23,6 +23,7 @@ use super::problem::Refusal;
 use super::sse::{Format, Frames};
 use crate::error::LogError;
 use crate::line::{LineNumber, UnixMicros, View};
+use crate::meter::Follower;
 use crate::run::JobRunId;
 use crate::store::{LogStore, ReadEvent, ReadOptions, ReadStream, Start};
 use crate::wire::Cursor;
@@ -50,6 +51,7 @@ pub(super) async fn events(
         // The client has seen the end. This is the one answer that stops a browser from asking again.
         return Ok(StatusCode::NO_CONTENT.into_response());
     };
+    let follows = read.follow;
     let by_url = matches!(read.start, Start::After(_));
     let (events, at) = app.blocking(move |store| open(store, &id, read)).await?;
     let options = app.options();
@@ -63,7 +65,7 @@ pub(super) async fn events(
             (CACHE_CONTROL, "no-cache, no-transform"),
             (HeaderName::from_static("x-accel-buffering"), "no"),
         ],
-        Body::from_stream(EventStream::new(events, body, options.heartbeat)),
+        Body::from_stream(EventStream::new(events, body, options.heartbeat, follows)),
     )
         .into_response())
 }
@@ -169,12 +171,14 @@ struct EventStream {
     heartbeat: Duration,
     silence: Pin<Box<Sleep>>,
     ended: bool,
+    /// Counted while it lives, if it follows.
+    _follower: Option<Follower>,
 }
 
 impl EventStream {
-    fn new(events: ReadStream, frames: Frames, heartbeat: Duration) -> Self {
+    fn new(events: ReadStream, frames: Frames, heartbeat: Duration, follows: bool) -> Self {
         let silence = Box::pin(tokio::time::sleep(heartbeat));
-        Self { events, frames, heartbeat, silence, ended: false }
+        Self { events, frames, heartbeat, silence, ended: false, _follower: follows.then(Follower::new) }
     }
 
     /// Puts frames together until there are enough, the read ends, or it has nothing more to give at once.

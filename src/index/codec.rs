@@ -38,13 +38,46 @@ pub(crate) fn decode_run(number: RunNumber, bytes: &[u8]) -> Result<RunRecord, D
     unseal::<StoredRun>(&number.to_le_bytes(), bytes)?.try_into()
 }
 
-/// What is kept of a checkpoint beside its key and its value, so that a damaged row is not taken for another place.
-pub(crate) fn checkpoint_sum(number: RunNumber, at: &LineCheckpoint) -> u32 {
-    let mut crc = crc32fast::Hasher::new();
-    for field in [number, at.stream.index() as u64, at.line, at.offset, at.time.0] {
-        crc.update(&field.to_le_bytes());
+/// Places of one stream, in rising order. Of each but the first only what it adds to the one before is kept.
+pub(crate) fn encode_checkpoints(number: RunNumber, places: &[LineCheckpoint]) -> Vec<u8> {
+    let Some(first) = places.first() else { return Vec::new() };
+    let mut before = LineCheckpoint { offset: 0, time: UnixMicros(0), ..*first };
+    let mut stored = Vec::with_capacity(places.len());
+    for at in places {
+        stored.push(StoredCheckpoint {
+            lines: at.line.wrapping_sub(before.line),
+            bytes: at.offset.wrapping_sub(before.offset),
+            micros: at.time.0.wrapping_sub(before.time.0),
+        });
+        before = *at;
     }
-    crc.finalize()
+    seal(&checkpoints_key(number, first.stream, first.line), &stored)
+}
+
+pub(crate) fn decode_checkpoints(
+    number: RunNumber,
+    stream: Stream,
+    line: u64,
+    bytes: &[u8],
+) -> Result<Vec<LineCheckpoint>, Damaged> {
+    let stored: Vec<StoredCheckpoint> = unseal(&checkpoints_key(number, stream, line), bytes)?;
+    let mut at = LineCheckpoint { stream, line, offset: 0, time: UnixMicros(0) };
+    let mut places = Vec::with_capacity(stored.len());
+    for step in stored {
+        at.line = at.line.wrapping_add(step.lines);
+        at.offset = at.offset.wrapping_add(step.bytes);
+        at.time = UnixMicros(at.time.0.wrapping_add(step.micros));
+        places.push(at);
+    }
+    Ok(places)
+}
+
+fn checkpoints_key(number: RunNumber, stream: Stream, line: u64) -> [u8; 24] {
+    let mut key = [0; 24];
+    for (part, field) in key.chunks_exact_mut(8).zip([number, stream.index() as u64, line]) {
+        part.copy_from_slice(&field.to_le_bytes());
+    }
+    key
 }
 
 pub(crate) fn encode_progress(number: RunNumber, progress: &Progress) -> Vec<u8> {
@@ -192,6 +225,14 @@ enum StoredReason {
     DiskFull,
     RunSizeCap,
     Corrupt,
+}
+
+/// What a place adds to the one before it; the first of a row adds its lines to the row's key, and the rest to 0.
+#[derive(Encode, Decode)]
+struct StoredCheckpoint {
+    lines: u64,
+    bytes: u64,
+    micros: u64,
 }
 
 #[derive(Encode, Decode)]
@@ -455,6 +496,40 @@ mod tests {
         bytes.extend_from_slice(&checksum(&1u64.to_le_bytes(), &bytes).to_le_bytes());
         assert_eq!(decode_run(1, &bytes), Err(Damaged));
     }
+
+    #[test]
+    fn golden_bytes_of_checkpoints() {
+        let at = |line, offset, time| LineCheckpoint {
+            stream: Stream::Stderr,
+            line,
+            offset,
+            time: UnixMicros(time),
+        };
+        let places =
+            [at(700, 65_540, 0x1122_3344_5566), at(1_400, 131_080, 0x1122_3344_5570), at(1_401, 200_000, 0)];
+        let bytes = encode_checkpoints(3, &places);
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, GOLDEN_CHECKPOINTS);
+        assert_eq!(decode_checkpoints(3, Stream::Stderr, 700, &bytes), Ok(places.to_vec()));
+        for (number, stream, line) in
+            [(4, Stream::Stderr, 700), (3, Stream::Stdout, 700), (3, Stream::Stderr, 701)]
+        {
+            assert_eq!(
+                decode_checkpoints(number, stream, line, &bytes),
+                Err(Damaged),
+                "the row of another place"
+            );
+        }
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(decode_checkpoints(3, Stream::Stderr, 700, &flipped), Err(Damaged));
+        }
+    }
+
+    /// As above: these bytes never change.
+    const GOLDEN_CHECKPOINTS: &str =
+        "010300fc04000100fd6655443322110000fbbc02fc040001000a01fc380d0100fd90aabbccddeeffffaec9868f";
 
     #[test]
     fn progress_and_tombstones_survive_their_bytes() {

@@ -3,11 +3,12 @@
 use redb::{ReadableTable, WriteTransaction};
 
 use crate::error::LogError;
+use crate::index::checkpoints;
 use crate::index::codec::{self, RunRecord};
 use crate::index::handle::{Failure, Index};
 use crate::index::progress::{LineCheckpoint, Progress};
+use crate::index::retention::{Finished, put_pins, put_tombstones};
 use crate::index::schema::{self, RunNumber};
-use crate::line::Stream;
 use crate::run::Tombstone;
 
 /// What a commit writes.
@@ -24,6 +25,8 @@ pub(crate) struct Changes {
     pub(crate) lines: Vec<(RunNumber, LineCheckpoint)>,
     /// Places in journals.
     pub(crate) progress: Vec<(RunNumber, Progress)>,
+    /// Runs that are never to be evicted, or may be again.
+    pub(crate) pins: Vec<(RunNumber, bool)>,
     /// What is left of runs that were evicted.
     pub(crate) tombstones: Vec<Tombstone>,
 }
@@ -40,6 +43,7 @@ impl Changes {
             + self.lines.len()
             + self.progress.len()
             + self.forgotten.len()
+            + self.pins.len()
             + self.tombstones.len()
     }
 
@@ -49,19 +53,13 @@ impl Changes {
         }
         put_runs(transaction, &self.runs)?;
         put_runs(transaction, &compressed(transaction, &self.compressed)?)?;
-        let mut lines = transaction.open_table(schema::CHECKPOINTS)?;
-        for (number, at) in &self.lines {
-            let value = (at.offset, at.time.0, codec::checkpoint_sum(*number, at));
-            lines.insert((*number, at.stream.index() as u8, at.line), value)?;
-        }
+        put_pins(transaction, &self.pins)?;
+        put_tombstones(transaction, &self.tombstones)?;
+        checkpoints::put(transaction, &self.lines)?;
         let mut times = transaction.open_table(schema::TIMES)?;
         for (number, progress) in &self.progress {
             let value = codec::encode_progress(*number, progress);
             times.insert((*number, progress.time.0), value.as_slice())?;
-        }
-        let mut tombstones = transaction.open_table(schema::TOMBSTONES)?;
-        for stone in &self.tombstones {
-            tombstones.insert(stone.id.as_str(), codec::encode_tombstone(stone).as_slice())?;
         }
         Ok(())
     }
@@ -100,7 +98,7 @@ fn put_runs(transaction: &WriteTransaction, runs: &[(RunNumber, RunRecord)]) -> 
     let mut ids = transaction.open_table(schema::RUN_IDS)?;
     let mut records = transaction.open_table(schema::RUNS)?;
     let mut live = transaction.open_table(schema::LIVE)?;
-    let mut evictable = transaction.open_table(schema::EVICTABLE)?;
+    let mut finished = Finished::open(transaction)?;
     let mut partitions = transaction.open_multimap_table(schema::PARTITIONS)?;
     for (number, record) in runs {
         ids.insert(record.run.id().as_str(), number)?;
@@ -110,12 +108,12 @@ fn put_runs(transaction: &WriteTransaction, runs: &[(RunNumber, RunRecord)]) -> 
         }
         if let Some(ended) = record.run.state.ended() {
             live.remove(number)?;
-            evictable.insert((ended.0, *number), record.disk_bytes)?;
+            finished.put(ended, *number, record.disk_bytes)?;
         } else {
             live.insert(number, ())?;
         }
     }
-    Ok(())
+    finished.close(transaction)
 }
 
 /// The records of runs that are compressed now.
@@ -135,7 +133,7 @@ fn compressed(
     Ok(found)
 }
 
-fn forget_run(transaction: &WriteTransaction, number: RunNumber) -> Result<(), Failure> {
+pub(super) fn forget_run(transaction: &WriteTransaction, number: RunNumber) -> Result<(), Failure> {
     let record = {
         let mut records = transaction.open_table(schema::RUNS)?;
         let removed = records.remove(number)?;
@@ -143,6 +141,9 @@ fn forget_run(transaction: &WriteTransaction, number: RunNumber) -> Result<(), F
     };
     transaction.open_table(schema::LIVE)?.remove(number)?;
     forget_places(transaction, number, None)?;
+    let mut finished = Finished::open(transaction)?;
+    finished.remove(record.as_ref().and_then(|record| record.run.state.ended()), number)?;
+    finished.close(transaction)?;
     let Some(record) = record else { return Ok(()) };
     let id = record.run.id().as_str();
     let mut ids = transaction.open_table(schema::RUN_IDS)?;
@@ -154,9 +155,6 @@ fn forget_run(transaction: &WriteTransaction, number: RunNumber) -> Result<(), F
     for partition in &record.run.spec.building_partitions {
         partitions.remove(partition.as_str(), number)?;
     }
-    if let Some(ended) = record.run.state.ended() {
-        transaction.open_table(schema::EVICTABLE)?.remove((ended.0, number))?;
-    }
     Ok(())
 }
 
@@ -166,18 +164,8 @@ fn forget_places(
     number: RunNumber,
     place: Option<&Progress>,
 ) -> Result<(), Failure> {
-    let mut checkpoints = transaction.open_table(schema::CHECKPOINTS)?;
-    let mut times = transaction.open_table(schema::TIMES)?;
-    let Some(place) = place else {
-        checkpoints.retain_in((number, 0, 0)..=(number, u8::MAX, u64::MAX), |_, _| false)?;
-        times.retain_in((number, 0)..=(number, u64::MAX), |_, _| false)?;
-        return Ok(());
-    };
-    for stream in Stream::BOTH {
-        let (side, lines) = (stream.index() as u8, place.of(stream).lines);
-        let behind = (number, side, lines.saturating_add(1))..=(number, side, u64::MAX);
-        checkpoints.retain_in(behind, |_, _| false)?;
-    }
-    times.retain_in((number, place.time.0.saturating_add(1))..=(number, u64::MAX), |_, _| false)?;
+    checkpoints::forget(transaction, number, place)?;
+    let behind = place.map_or(0, |place| place.time.0.saturating_add(1));
+    transaction.open_table(schema::TIMES)?.retain_in((number, behind)..=(number, u64::MAX), |_, _| false)?;
     Ok(())
 }

@@ -21,6 +21,9 @@ use crate::run::{FORMAT_VERSION, Tombstone};
 
 /// The most memory that the database caches pages in.
 const CACHE_BYTES: usize = 64 * 1024 * 1024;
+/// Up to so many bytes an index is compacted when it is closed, which takes a few milliseconds then. redb doubles a
+/// young file when it grows: half of it may be unused.
+const COMPACTED_ON_CLOSE: u64 = 1024 * 1024;
 
 /// An open index. Only one process at a time can have it open.
 #[derive(Debug)]
@@ -153,8 +156,13 @@ impl Index {
         Self { path, held: RwLock::new(held), ailment: Mutex::new(None) }
     }
 
-    /// Closes the database cleanly. Every later call says that the index is closed.
+    /// Closes the database cleanly; a small one gives back what it does not use. Every later call says that the index
+    /// is closed.
     pub(crate) fn close(&self) -> Result<(), LogError> {
+        let is_small = fs::metadata(&self.path).is_ok_and(|file| file.len() <= COMPACTED_ON_CLOSE);
+        if is_small && let Err(error) = self.compact() {
+            tracing::debug!(%error, "the index is closed as large as it is");
+        }
         let mut held = self.held_alone();
         held.closed = true;
         let closed = held.database.take().map_or(Ok(()), Guarded::close);
@@ -338,6 +346,8 @@ fn open_existing(path: &Path) -> Result<Option<Guarded>, LogError> {
     let look = || -> Result<_, Failure> {
         let Some(database) = guarded.get() else { return Err(damaged(Damaged)) };
         let transaction = database.begin_read()?;
+        // An index of an earlier day of this format has no such table.
+        transaction.open_table(schema::PINNED)?;
         let meta = transaction.open_table(schema::META)?;
         let format = meta.get(schema::FORMAT)?.map(|value| value.value().to_vec());
         Ok((format, meta.get(schema::COMPLETE)?.is_some()))
@@ -376,8 +386,11 @@ fn create_incomplete(path: &Path) -> Result<Guarded, LogError> {
         transaction.open_table(schema::CHECKPOINTS)?;
         transaction.open_table(schema::TIMES)?;
         transaction.open_table(schema::EVICTABLE)?;
+        transaction.open_table(schema::PINNED)?;
+        transaction.open_table(schema::TOTALS)?;
         transaction.open_multimap_table(schema::PARTITIONS)?;
         transaction.open_table(schema::TOMBSTONES)?;
+        transaction.open_table(schema::TOMBSTONE_TIMES)?;
         Ok(())
     })?;
     Ok(created)

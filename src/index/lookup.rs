@@ -3,6 +3,7 @@
 use redb::{ReadTransaction, ReadableMultimapTable, ReadableTable};
 
 use crate::error::LogError;
+use crate::index::checkpoints;
 use crate::index::codec::{self, Damaged, RunRecord};
 use crate::index::handle::{Failure, Index, damaged};
 use crate::index::progress::{Checkpointer, LineCheckpoint, Progress, Resume};
@@ -24,8 +25,10 @@ pub(crate) enum Known {
 pub(crate) struct StandingRows {
     /// Whether it is among those that are not over.
     pub(crate) live: bool,
-    /// Bytes on disk that its eviction would free.
+    /// Bytes on disk that its eviction would free, or would if it were not pinned.
     pub(crate) evictable: Option<u64>,
+    /// Whether it is never evicted.
+    pub(crate) pinned: bool,
     /// Whether each of its partitions leads to it.
     pub(crate) found_by_partition: bool,
 }
@@ -41,7 +44,7 @@ pub(crate) struct NotCompressed {
 
 impl Index {
     /// The runs that ended at `until` at the latest and are not compressed, from the place of one look on, among so
-    /// many rows.
+    /// many rows. From the beginning, all pinned ones come first.
     pub(crate) fn not_compressed(
         &self,
         from: (u64, RunNumber),
@@ -52,17 +55,26 @@ impl Index {
             let runs = transaction.open_table(schema::RUNS)?;
             let table = transaction.open_table(schema::EVICTABLE)?;
             let mut found = NotCompressed::default();
+            let look_at = |found: &mut NotCompressed, number| -> Result<(), Failure> {
+                let Some(value) = runs.get(number)? else { return Ok(()) };
+                let record = codec::decode_run(number, value.value()).map_err(damaged)?;
+                if !record.compressed && record.run.state.ended().is_some_and(|ended| ended <= until) {
+                    found.runs.push(record.run.id().clone());
+                }
+                Ok(())
+            };
+            if from == (0, 0) {
+                for row in transaction.open_table(schema::PINNED)?.iter()? {
+                    look_at(&mut found, row?.0.value())?;
+                }
+            }
             if from > (until.0, RunNumber::MAX) {
                 return Ok(found);
             }
             for row in table.range(from..=(until.0, RunNumber::MAX))?.take(rows) {
                 let (ended, number) = row?.0.value();
                 found.behind = Some((ended, number.saturating_add(1)));
-                let Some(value) = runs.get(number)? else { continue };
-                let record = codec::decode_run(number, value.value()).map_err(damaged)?;
-                if !record.compressed {
-                    found.runs.push(record.run.id().clone());
-                }
+                look_at(&mut found, number)?;
             }
             Ok(found)
         })
@@ -96,18 +108,9 @@ impl Index {
         stream: Stream,
         line: u64,
     ) -> Result<Option<(u64, u64)>, LogError> {
-        let side = stream.index() as u8;
         self.read(|transaction| {
             let table = transaction.open_table(schema::CHECKPOINTS)?;
-            let Some(row) = table.range((run, side, 0)..=(run, side, line))?.next_back() else {
-                return Ok(None);
-            };
-            let (key, value) = row?;
-            let (number, at) = checkpoint(key.value(), value.value())?;
-            if number != run || at.stream != stream || at.line > line {
-                return Err(damaged(Damaged));
-            }
-            Ok(Some((at.line, at.offset)))
+            Ok(checkpoints::floor(&table, run, stream, line)?.map(|at| (at.line, at.offset)))
         })
     }
 
@@ -158,11 +161,9 @@ impl Index {
             let table = transaction.open_table(schema::CHECKPOINTS)?;
             let mut next_offset = [Checkpointer::EVERY_BYTES; 2];
             for stream in Stream::BOTH {
-                let side = stream.index() as u8;
-                let last = table.range((run, side, 0)..=(run, side, progress.of(stream).lines))?.next_back();
-                let Some((key, value)) = last.transpose()? else { continue };
-                let (_, at) = checkpoint(key.value(), value.value())?;
-                next_offset[stream.index()] = at.offset + Checkpointer::EVERY_BYTES;
+                if let Some(at) = checkpoints::floor(&table, run, stream, progress.of(stream).lines)? {
+                    next_offset[stream.index()] = at.offset + Checkpointer::EVERY_BYTES;
+                }
             }
             let is_before = |at: &crate::index::progress::GapAt| {
                 at.gap.after.0.saturating_add(at.gap.lines) <= progress.of(at.gap.stream).lines
@@ -299,7 +300,7 @@ impl Index {
             let table = transaction.open_table(schema::CHECKPOINTS)?;
             for row in table.range((run, 0, 0)..=(run, u8::MAX, u64::MAX))? {
                 let (key, value) = row?;
-                take(checkpoint(key.value(), value.value())?.1);
+                checkpoints::places(key.value(), value.value())?.into_iter().for_each(&mut take);
             }
             Ok(())
         })
@@ -324,6 +325,7 @@ impl Index {
                 Some(ended) => transaction.open_table(schema::EVICTABLE)?.get((ended.0, run))?,
                 None => None,
             };
+            let pinned = transaction.open_table(schema::PINNED)?.get(run)?.map(|bytes| bytes.value());
             let partitions = transaction.open_multimap_table(schema::PARTITIONS)?;
             let mut found_by_partition = true;
             for partition in &record.run.spec.building_partitions {
@@ -332,7 +334,8 @@ impl Index {
             }
             Ok(StandingRows {
                 live: transaction.open_table(schema::LIVE)?.get(run)?.is_some(),
-                evictable: evictable.map(|bytes| bytes.value()),
+                evictable: evictable.map(|bytes| bytes.value()).xor(pinned),
+                pinned: pinned.is_some(),
                 found_by_partition,
             })
         })
@@ -400,19 +403,6 @@ pub(super) fn tombstones(transaction: &ReadTransaction) -> Result<Vec<Tombstone>
         stones.push(codec::decode_tombstone(id, value.value()).map_err(damaged)?);
     }
     Ok(stones)
-}
-
-/// A row of checkpoints; sound, or an error.
-fn checkpoint(
-    (number, stream, line): (RunNumber, u8, u64),
-    (offset, time, sum): (u64, u64, u32),
-) -> Result<(RunNumber, LineCheckpoint), Failure> {
-    let stream = Stream::from_index(stream).ok_or(damaged(Damaged))?;
-    let at = LineCheckpoint { stream, line, offset, time: UnixMicros(time) };
-    if codec::checkpoint_sum(number, &at) != sum {
-        return Err(damaged(Damaged));
-    }
-    Ok((number, at))
 }
 
 /// A row of places in a journal; sound and of this run, or an error.

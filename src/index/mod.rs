@@ -2,14 +2,17 @@
 //! trusted beyond what they bear out.
 //!
 //! Every call opens a transaction of its own and drops it before it returns: a reader that holds one would make
-//! the file grow. A commit syncs the disk, so only the [`Committer`]'s thread and the opening of a store commit.
+//! the file grow. A commit syncs the disk, so only threads that may wait commit: the [`Committer`]'s, the opening of a
+//! store, and whoever evicts or pins a run.
 
+mod checkpoints;
 pub(crate) mod codec;
 mod commit;
 mod committer;
 mod handle;
 mod lookup;
 pub(crate) mod progress;
+mod retention;
 mod schema;
 
 pub(crate) use commit::Changes;

@@ -7,6 +7,7 @@ use memchr::memchr;
 
 use crate::journal::{Arrival, What};
 use crate::line::{Stream, UnixMicros};
+use crate::meter::Appends;
 use crate::run::{Gap, StreamTotals};
 
 /// How far one stream has come.
@@ -65,6 +66,19 @@ impl Progress {
     /// Lines of both streams that have ended: the position in [`View::All`](crate::View::All).
     pub(crate) const fn lines(&self) -> u64 {
         self.streams[0].lines + self.streams[1].lines
+    }
+
+    /// Counts what came in since this.
+    pub(crate) fn count_since(&self, before: &Self, appends: &Appends) {
+        for (now, before) in self.streams.iter().zip(&before.streams) {
+            if now != before {
+                appends.count(
+                    now.bytes.saturating_sub(before.bytes),
+                    now.lines.saturating_sub(before.lines),
+                    now.dropped_bytes.saturating_sub(before.dropped_bytes),
+                );
+            }
+        }
     }
 
     /// Takes in what happened next. `journal` is left to whoever knows the record's length.
@@ -159,11 +173,7 @@ impl Checkpointer {
     /// How many of the bytes that stand at `offset` of a log belong together: those before the first line that would
     /// be kept, or all of them.
     pub(crate) fn piece(&self, stream: Stream, offset: u64, bytes: &[u8]) -> usize {
-        // A line that starts there has its `\n` before it one byte earlier.
-        let last = self.next_offset(stream) - 1;
-        let from = usize::try_from(last.saturating_sub(offset)).unwrap_or(usize::MAX);
-        let end = bytes.get(from..).and_then(|rest| memchr(b'\n', rest));
-        end.map_or(bytes.len(), |end| from + end + 1)
+        before_line_at(self.next_offset(stream), offset, bytes).unwrap_or(bytes.len())
     }
 
     /// Looks at the progress after a record of `stream`.
@@ -183,6 +193,15 @@ impl Checkpointer {
         }
         found
     }
+}
+
+/// How many of the bytes that stand at `offset` of a log come before the first line that starts at `place` or behind
+/// it; `None` if no line starts there in them.
+pub(crate) fn before_line_at(place: u64, offset: u64, bytes: &[u8]) -> Option<usize> {
+    // A line that starts at `place` has its `\n` before it one byte earlier.
+    let from = usize::try_from((place - 1).saturating_sub(offset)).unwrap_or(usize::MAX);
+    let end = memchr(b'\n', bytes.get(from..)?)?;
+    Some(from + end + 1)
 }
 
 /// From where a run is followed on without looking at what came before.

@@ -26,7 +26,7 @@ use rustix::fs::{FlockOperation, OFlags, flock, fstatvfs};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::error::LogError;
-use crate::layout::{allocate, compressed, open_regular};
+use crate::layout::{Disk, allocate, compressed, open_regular};
 use seekable::Seekable;
 
 #[cfg(feature = "compression")]
@@ -39,14 +39,6 @@ pub(crate) enum Io {
     CachedOnly,
     /// Whatever it takes.
     MayBlock,
-}
-
-/// What is known of the file system that a file is in, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Disk {
-    /// What this process may still write.
-    pub(crate) free: u64,
-    pub(crate) size: u64,
 }
 
 /// How many bytes to gather before asking the system to write them to the disk.
@@ -142,10 +134,9 @@ impl AppendFile {
 
     /// The file system that the file is in.
     pub(crate) fn disk(&self) -> Result<Disk, LogError> {
-        let found = fstatvfs(&*self.file)
-            .map_err(|errno| LogError::io("asking for free space of", &self.path)(errno.into()))?;
-        let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
-        Ok(Disk { free: bytes(found.f_bavail), size: bytes(found.f_blocks) })
+        fstatvfs(&*self.file)
+            .map(Disk::from)
+            .map_err(|errno| LogError::io("asking for free space of", &self.path)(errno.into()))
     }
 
     /// The file itself, to be synced while others go on appending.

@@ -256,7 +256,8 @@ impl LogStore for MemoryLogStore {
         let more = found.len() > query.page_size();
         found.truncate(query.page_size());
         let next = found.last().filter(|_| more).map(|run| RunCursor(run.number));
-        Ok(RunPage { runs: found.into_iter().map(|run| run.meta.clone()).collect(), next })
+        let runs = found.into_iter().map(|run| run.meta.clone()).collect();
+        Ok(RunPage { runs, next, pinned: Vec::new() })
     }
 
     fn close(&self) -> Result<(), LogError> {

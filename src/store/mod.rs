@@ -18,14 +18,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::LogError;
 use crate::line::{ByteOffset, LineNumber, Stream, UnixMicros, View};
+use crate::retention::{GcReport, GcRequest};
 use crate::run::{Exit, JobMetadata, JobRunId, MissingDeps, RunSpec, RunState, StateKind};
 
 pub use buffered::{BufferOptions, BufferedLogStore};
 pub use composite::{CompositeLogStore, CompositeOptions, Member, MemberHealth, MemberMode};
 pub use file::{
-    CheckOptions, CheckReport, Durability, FileLogStore, FileStoreOptions, Finding, FindingKind,
-    RebuildProgress, RebuildReport, Repair, UnreadableRun, check_index, compact_index, dump_index,
-    rebuild_index,
+    CheckOptions, CheckReport, Durability, EvictionBench, FileLogStore, FileStoreOptions, Finding,
+    FindingKind, RebuildProgress, RebuildReport, Repair, UnreadableRun, check_index, compact_index,
+    dump_index, rebuild_index,
 };
 pub use memory::MemoryLogStore;
 pub use read::{Batch, CutLine, Line, LineTime, Lines, ReadEnd, ReadEvent, ReadOptions, ReadStream, Start};
@@ -124,7 +125,27 @@ pub trait LogStore: Send + Sync {
     /// disk said. Nothing is lost then.
     fn compress(&self, id: &JobRunId) -> Result<Compression, LogError> {
         self.run(id)?;
-        Err(LogError::Unsupported { what: "this store keeps nothing that could be compressed".to_owned() })
+        Err(LogError::Unsupported { what: "this store keeps nothing that could be compressed" })
+    }
+
+    /// Evicts runs that are over: what the store's own policy says, with other limits where the request has them.
+    /// Runs that go on and runs that are pinned are never evicted.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Unsupported`] if this store evicts nothing, or what the disk or the index said.
+    fn gc(&self, _request: &GcRequest) -> Result<GcReport, LogError> {
+        Err(LogError::Unsupported { what: "this store evicts nothing" })
+    }
+
+    /// Pins a run, so that it is never evicted, or takes the pin away. Doing it again changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::NotFound`], [`LogError::Evicted`], [`LogError::Unsupported`] if this store evicts nothing, or what
+    /// the disk said.
+    fn set_pinned(&self, _id: &JobRunId, _pinned: bool) -> Result<(), LogError> {
+        Err(LogError::Unsupported { what: "this store evicts nothing, so there is nothing to pin" })
     }
 
     /// Ends every open stream with [`ReadEnd::Shutdown`] and writes down what is still in memory. Runs that are
@@ -401,6 +422,8 @@ pub struct RunPage {
     pub runs: Vec<JobMetadata>,
     /// Where the next page begins; `None` on the last page.
     pub next: Option<RunCursor>,
+    /// Which of the runs are pinned.
+    pub pinned: Vec<JobRunId>,
 }
 
 fn append_line<S: LogStore + ?Sized>(

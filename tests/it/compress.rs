@@ -3,6 +3,7 @@
 mod background;
 mod crash;
 mod damage;
+mod retention;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,8 +20,8 @@ use databuild_logs::{
 };
 use futures_util::StreamExt;
 
-use crate::fulldisk::SmallDisk;
 use crate::support::cli::Databuild;
+use crate::support::disk::SmallDisk;
 use crate::support::http::Server;
 use crate::support::wait_until;
 
@@ -33,14 +34,6 @@ fn open(folder: &Path) -> FileLogStore {
 
 fn open_folder(folder: &Path) -> FileLogStore {
     FileLogStore::open_folder(folder, FileStoreOptions::default()).unwrap()
-}
-
-/// Waits until no store has the index any more: one that was only let go of still ends its threads.
-fn is_let_go_of(folder: &Path) {
-    wait_until("the index is let go of", || {
-        let store = FileLogStore::open(folder, FileStoreOptions::default());
-        store.is_ok_and(|store| store.close().is_ok())
-    });
 }
 
 fn id(text: &str) -> JobRunId {
@@ -160,7 +153,7 @@ async fn everything(store: &dyn LogStore, run: &str) -> (Vec<Vec<Seen>>, Vec<Byt
 fn rows(folder: &Path) -> Vec<serde_json::Value> {
     let mut rows = Vec::new();
     dump_index(folder, |mut row| {
-        for changes in ["disk_bytes", "compressed", "bytes"] {
+        for changes in ["disk_bytes", "compressed", "bytes", "finished_bytes"] {
             row.as_object_mut().unwrap().remove(changes);
         }
         rows.push(row);
@@ -227,7 +220,7 @@ async fn every_way_of_reading_gives_what_it_gave_before() {
 #[tokio::test]
 async fn holes_stay_where_they_are() {
     let databuild = Databuild::new();
-    let disk = SmallDisk::under(&databuild, 8);
+    let disk = SmallDisk::at(databuild.home.path().join("logs"), 8);
     let options = FileStoreOptions { min_free_bytes: 0, ..FileStoreOptions::default() };
     let store = FileLogStore::open(&disk.at, options).unwrap();
     let mut writer = store.start(RunSpec::new(id("x"))).unwrap();
@@ -426,7 +419,7 @@ async fn the_service_compresses_on_demand_and_serves_the_same() {
     assert_eq!(server.request("POST", &post("nobody"), &[]).await.problem(404).kind, "not-found");
     assert_eq!(server.request("POST", &post("live"), &[]).await.problem(409).kind, "unfinished");
     let page = [("Origin", "http://evil.example")];
-    assert_eq!(server.request("POST", &post("x"), &page).await.problem(403).kind, "foreign-page");
+    assert_eq!(server.request("POST", &post("x"), &page).await.problem(403).kind, "foreign-origin");
     assert_eq!(server.get(&post("x")).await.problem(405).kind, "method-not-allowed");
     let own = format!("http://{}", server.address);
     let done: Compression = server.request("POST", &post("x"), &[("Origin", own.as_str())]).await.json();

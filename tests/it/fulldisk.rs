@@ -3,11 +3,11 @@
 //! system's calls are made to fail one after the other. Needs root, to mount, and `strace`.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
+use std::fs;
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,56 +16,9 @@ use databuild_logs::{
     JobMetadata, LogQuery, LogStore, ReadEnd, ReadEvent, ReadOptions, RunState, StateKind, Stream, View,
 };
 use futures_util::StreamExt;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::support::cli::{Databuild, Done, Running, until};
-
-/// A file system in memory that has so much room.
-pub(crate) struct SmallDisk {
-    pub(crate) at: PathBuf,
-}
-
-impl SmallDisk {
-    pub(crate) fn under(databuild: &Databuild, mib: u64) -> Self {
-        let at = databuild.home.path().join("logs");
-        let options = std::ffi::CString::new(format!("size={mib}m")).unwrap();
-        mount("tmpfs", &at, "tmpfs", MountFlags::empty(), options.as_c_str())
-            .expect("a tmpfs can be mounted, which takes root");
-        Self { at }
-    }
-
-    /// Takes all room that is left.
-    pub(crate) fn fill(&self) {
-        let mut ballast = File::options().append(true).create(true).open(self.ballast()).unwrap();
-        let mut size = 64 * 1024;
-        while size > 0 {
-            match ballast.write(&vec![b'x'; size]) {
-                Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::StorageFull => size /= 2,
-                Err(error) => panic!("{error}"),
-            }
-        }
-    }
-
-    fn free(&self) -> u64 {
-        let found = rustix::fs::statvfs(&self.at).unwrap();
-        found.f_bavail * found.f_frsize
-    }
-
-    pub(crate) fn make_room(&self) {
-        fs::remove_file(self.ballast()).unwrap();
-    }
-
-    fn ballast(&self) -> PathBuf {
-        self.at.join("ballast")
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = unmount(&self.at, UnmountFlags::DETACH);
-    }
-}
+use crate::support::disk::SmallDisk;
 
 fn no_floor() -> Databuild {
     Databuild::new().with("DATABUILD_LOG_MIN_FREE_MB", "0")
@@ -169,7 +122,7 @@ async fn follow(client: Client, id: &'static str) -> (Given, Completion) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_outlives_a_full_disk_and_is_recorded_again_when_there_is_room() {
     let databuild = no_floor();
-    let disk = SmallDisk::under(&databuild, 16);
+    let disk = SmallDisk::at(databuild.home.path().join("logs"), 16);
     let service = databuild.start(&["serve", "--listen", "127.0.0.1:0"]);
     service.wait_for("listening on ");
     let url = service.stderr().split("listening on ").nth(1).unwrap().split(',').next().unwrap().to_owned();
@@ -225,7 +178,7 @@ async fn a_job_outlives_a_full_disk_and_is_recorded_again_when_there_is_room() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_end_of_a_run_finds_room_on_a_disk_without_any() {
     let databuild = no_floor();
-    let disk = SmallDisk::under(&databuild, 8);
+    let disk = SmallDisk::at(databuild.home.path().join("logs"), 8);
     let jobs: Vec<_> = ["a", "b", "c"]
         .map(|id| {
             let args = ["run", "--quiet", "--id", id, "--", "sh", "-c", "cat; exit 3"];
@@ -280,7 +233,7 @@ async fn the_end_of_a_run_finds_room_on_a_disk_without_any() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_prints_without_end_leaves_the_machine_its_floor_of_free_space() {
     let databuild = Databuild::new().with("DATABUILD_LOG_MIN_FREE_MB", "24");
-    let disk = SmallDisk::under(&databuild, 64);
+    let disk = SmallDisk::at(databuild.home.path().join("logs"), 64);
     let script = "yes this line is printed over and over again | head -n 3000000; exit 9";
     databuild.run(&["run", "--quiet", "--id", "r", "--", "sh", "-c", script]).code(9);
     let free = disk.free();
@@ -304,19 +257,12 @@ async fn a_job_that_prints_without_end_leaves_the_machine_its_floor_of_free_spac
 #[tokio::test(flavor = "multi_thread")]
 async fn a_limit_on_the_size_of_files_ends_the_recording_and_not_the_job() {
     let databuild = no_floor();
-    let tool = databuild.command(&[]).get_program().to_owned();
     // The limit is in blocks of 512 bytes.
-    let script = r#"ulimit -f 400; exec "$0" run --id r -- sh -c 'n=0; while [ $n -lt 9000 ]; do n=$((n+1)); echo this is line number $n of the job; done; exit 6'"#;
-    let mut command = Command::new("sh");
-    command.args(["-c", script]).arg(tool);
-    for (name, value) in databuild.command(&[]).get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let done = Running::new(child).done().code(6);
+    let limited = r#"ulimit -f 400; exec "$0" "$@""#;
+    let job =
+        "n=0; while [ $n -lt 9000 ]; do n=$((n+1)); echo this is line number $n of the job; done; exit 6";
+    let args = ["run", "--id", "r", "--", "sh", "-c", job];
+    let done = databuild.start_by("sh", &["-c", limited], &args).done().code(6);
     assert_eq!(done.text(), (1..=9_000).map(line).collect::<String>());
     let (given, run) = read(&open(&databuild), "r", Stream::Stdout).await;
     given.check_numbered(9_000);
@@ -332,23 +278,15 @@ const OUT: &str = "one\ntwo\nhalf\nfour\nfive\n";
 /// Records the job while the system lets a call fail; what came of it, and whether the call was made at all.
 fn record_with(databuild: &Databuild, id: &str, filter: &[&str], inject: &str) -> (Done, bool) {
     let trace = databuild.home.path().join("trace");
-    let tool = databuild.command(&["run", "--id", id, "--", "sh", "-c", SCRIPT]);
-    let mut command = Command::new("strace");
-    command.args(["-f", "-qq", "--seccomp-bpf", "-o"]).arg(&trace);
-    let call = inject.split(':').next().unwrap();
-    command.args(["-e", &format!("trace={call}"), "-e", &format!("inject={inject}")]);
-    for name in filter {
-        command.arg("-P").arg(run_folder(databuild, id).join(name));
+    let call = format!("trace={}", inject.split(':').next().unwrap());
+    let inject = format!("inject={inject}");
+    let mut options = vec!["--seccomp-bpf", "-e", &call, "-e", &inject];
+    let paths: Vec<_> = filter.iter().map(|name| run_folder(databuild, id).join(name)).collect();
+    for path in &paths {
+        options.extend(["-P", path.to_str().unwrap()]);
     }
-    command.arg(tool.get_program()).args(tool.get_args());
-    for (name, value) in tool.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
-    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-    let done = Running::new(child.expect("strace is installed")).done();
+    let done =
+        databuild.start_traced(&trace, &options, &["run", "--id", id, "--", "sh", "-c", SCRIPT]).done();
     (done, fs::read_to_string(trace).unwrap().contains("(INJECTED)"))
 }
 

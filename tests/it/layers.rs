@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// From the top down. A file may name what stands in its own row or further down.
-const LAYERS: [&[&str]; 12] = [
+const LAYERS: [&[&str]; 13] = [
     &["config"],
     &["http"],
     &["client"],
@@ -13,11 +13,12 @@ const LAYERS: [&[&str]; 12] = [
     &["runner"],
     &["store"],
     &["index"],
+    &["retention"],
     &["journal"],
     &["logfile", "layout"],
     &["error"],
     &["run"],
-    &["line"],
+    &["line", "meter"],
 ];
 
 fn rank(module: &str) -> Option<usize> {

@@ -14,6 +14,8 @@ mod http;
 mod index;
 mod layers;
 mod model;
+mod power;
+mod retention;
 mod runner;
 mod store;
 mod support;

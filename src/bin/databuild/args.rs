@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use databuild_logs::StateKind;
@@ -52,6 +53,8 @@ pub(crate) enum Command {
     Logs(LogsArgs),
     /// List runs, newest first
     Runs(RunsArgs),
+    /// Evict runs that are over: what the policy says, or what the flags say in its place
+    Gc(GcArgs),
     /// Look after the index of a log folder, while no service has it
     #[command(subcommand)]
     Index(IndexCommand),
@@ -120,6 +123,29 @@ pub(crate) enum LogFormat {
 pub(crate) struct RunsArgs {
     #[command(subcommand)]
     pub(crate) command: Option<RunsCommand>,
+    #[command(flatten)]
+    pub(crate) list: ListArgs,
+}
+
+/// What can be done with one run.
+#[derive(Debug, Subcommand)]
+pub(crate) enum RunsCommand {
+    /// Never evict a run
+    Pin(PinArgs),
+    /// Let a run be evicted again when its time comes
+    Unpin(PinArgs),
+    /// Compress the logs and the journal of a run that is over; it reads the same
+    Compress(CompressArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PinArgs {
+    /// The run: its id, the beginning of it, or `latest`
+    pub(crate) run: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
     /// At most this many
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = at_least_one)]
     pub(crate) limit: u64,
@@ -132,13 +158,6 @@ pub(crate) struct RunsArgs {
     /// text: a table; json: an object a line
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
     pub(crate) output: RunsFormat,
-}
-
-/// What can be done with a run that is over.
-#[derive(Debug, Subcommand)]
-pub(crate) enum RunsCommand {
-    /// Compress the logs and the journal of a run that is over; it reads the same
-    Compress(CompressArgs),
 }
 
 #[derive(Debug, Args)]
@@ -154,6 +173,26 @@ pub(crate) struct CompressArgs {
 pub(crate) enum RunsFormat {
     Text,
     Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GcArgs {
+    /// Only say what would be evicted
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Evict runs that ended longer ago than this, such as 7d, 12h, 30m or 45s; 0: however old [default: the policy]
+    #[arg(long, value_name = "AGE", value_parser = age, allow_negative_numbers = true)]
+    pub(crate) older_than: Option<Duration>,
+    /// Evict the oldest runs until all takes up no more than this, such as 10GB, 500MB or 1GiB; 0: whatever it takes up
+    /// [default: the policy]
+    #[arg(long, value_name = "SIZE", value_parser = size, allow_negative_numbers = true)]
+    pub(crate) max_size: Option<u64>,
+    /// Keep the newest N runs in any case [default: the policy]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) keep_last: Option<u64>,
+    /// text: a line a run; json: an object
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) output: RunsFormat,
 }
 
 #[derive(Debug, Subcommand)]
@@ -233,6 +272,48 @@ impl FromStr for Tail {
     }
 }
 
+/// A number and its unit: `1.5GB` is (1.5, "GB").
+fn number_and_unit(text: &str) -> Option<(f64, &str)> {
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    Some((number.parse().ok()?, unit.trim_start()))
+}
+
+fn age(text: &str) -> Result<Duration, &'static str> {
+    let expected = "expected an age such as 7d, 12h, 30m or 45s, or 0 for no limit";
+    let (number, unit) = number_and_unit(text).ok_or(expected)?;
+    let seconds = match unit {
+        "d" => 86_400.0,
+        "h" => 3_600.0,
+        "m" => 60.0,
+        "s" => 1.0,
+        "" if number == 0.0 => 1.0,
+        _ => return Err(expected),
+    };
+    Duration::try_from_secs_f64(number * seconds).map_err(|_| expected)
+}
+
+fn size(text: &str) -> Result<u64, &'static str> {
+    let expected = "expected a size such as 10GB, 500MB, 1GiB or a number of bytes, or 0 for no limit";
+    let (number, unit) = number_and_unit(text).ok_or(expected)?;
+    let bytes = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "tb" => 1e12,
+        "kib" => 1024.0,
+        "mib" => 1_048_576.0,
+        "gib" => 1_073_741_824.0,
+        "tib" => 1_099_511_627_776.0,
+        _ => return Err(expected),
+    };
+    let bytes = number * bytes;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is neither")]
+    let whole = bytes as u64;
+    if bytes < 1e19 { Ok(whole) } else { Err(expected) }
+}
+
 fn at_least_one(text: &str) -> Result<u64, &'static str> {
     text.parse().ok().filter(|&count| count > 0).ok_or("expected a number of runs, 1 or more")
 }
@@ -245,6 +326,21 @@ mod tests {
     #[test]
     fn the_arguments_do_not_contradict_each_other() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn ages_and_sizes_have_units() {
+        let ages = ["0", "45s", "30m", "12h", "7d", "0.5d"].map(|text| age(text).unwrap().as_secs());
+        assert_eq!(ages, [0, 45, 1_800, 43_200, 604_800, 43_200]);
+        for bad in ["", "7", "d", "-1d", "1w", "1.2.3d", "nan", "99999999999999999999999d"] {
+            assert!(age(bad).is_err(), "{bad:?}");
+        }
+        let sizes =
+            ["0", "17", "1.5kB", "500MB", "10GB", "10 gb", "1KiB", "2GiB"].map(|text| size(text).unwrap());
+        assert_eq!(sizes, [0, 17, 1_500, 500_000_000, 10_000_000_000, 10_000_000_000, 1_024, 2_147_483_648]);
+        for bad in ["", "GB", "-1GB", "1XB", "all", "99999999999TB"] {
+            assert!(size(bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

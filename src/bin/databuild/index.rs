@@ -169,6 +169,7 @@ const fn words(kind: FindingKind) -> &'static str {
         FindingKind::LogLong => "long log",
         FindingKind::LinesDiffer => "changed log",
         FindingKind::CompressedDamaged => "damaged frame",
+        FindingKind::TotalsDiffer => "wrong sizes",
         FindingKind::Leftover => "leftover",
         FindingKind::Unreadable => "unreadable folder",
     }

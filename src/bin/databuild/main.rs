@@ -3,6 +3,7 @@
 mod args;
 mod compress;
 mod failure;
+mod gc;
 mod index;
 mod locate;
 mod logs;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::run(args, &settings),
         Command::Logs(args) => logs::run(args, &settings),
         Command::Runs(args) => runs::run(args, &settings),
+        Command::Gc(args) => gc::run(&args, &settings),
         Command::Index(command) => index::run(&command, &settings),
     };
     done.unwrap_or_else(Failure::report)

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use databuild_logs::{FileStoreOptions, LogError, ServerOptions, listen, serve, stop_signal};
+use databuild_logs::{FileStoreOptions, LogError, ServerOptions, listen, record_metrics, serve, stop_signal};
 use tokio::net::TcpListener;
 use tracing_subscriber::EnvFilter;
 
@@ -38,7 +38,10 @@ impl Request {
         Ok(Self {
             address: environment.listen(args.listen.as_deref())?.value,
             dir: settings.log_dir()?.value,
-            store_options: environment.store_options()?,
+            store_options: FileStoreOptions {
+                retention: environment.retention()?,
+                ..environment.store_options()?
+            },
             options: ServerOptions { token, ..ServerOptions::default() },
         })
     }
@@ -48,6 +51,7 @@ impl Request {
             |error| Failure::new(Code::General, format_args!("listening for signals: {error}"));
         let stop = stop_signal().map_err(cannot_catch)?;
         survive_file_size_limit().map_err(cannot_catch)?;
+        record_metrics();
         let listener = bind(self.address)?;
         let dir = self.dir.clone();
         let options = self.store_options.clone();

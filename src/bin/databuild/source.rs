@@ -94,7 +94,19 @@ impl Source {
                 let cursor = cursor.and_then(|number| number.parse().ok()).map(RunCursor);
                 let (store, query) = (Arc::clone(store), RunQuery { cursor, ..query.clone() });
                 let page = blocking(move || store.runs(&query)).await?;
-                Ok(RunList { runs: page.runs, next: page.next.map(|cursor| cursor.0.to_string()) })
+                let next = page.next.map(|cursor| cursor.0.to_string());
+                Ok(RunList { runs: page.runs, next, pinned: page.pinned })
+            }
+        }
+    }
+
+    /// Pins a run, or takes the pin away.
+    pub(crate) async fn set_pinned(&self, id: &JobRunId, pinned: bool) -> Result<(), SourceError> {
+        match self {
+            Self::Service(client) => Ok(client.set_pinned(id, pinned).await?),
+            Self::Folder { store, .. } => {
+                let (store, id) = (Arc::clone(store), id.clone());
+                Ok(blocking(move || store.set_pinned(&id, pinned)).await?)
             }
         }
     }

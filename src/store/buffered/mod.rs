@@ -14,6 +14,7 @@ use bytes::Bytes;
 
 use crate::error::LogError;
 use crate::line::{ByteOffset, LineNumber, Stream, View};
+use crate::retention::{GcReport, GcRequest};
 use crate::run::{JobMetadata, JobRunId, RunSpec};
 use crate::store::{
     Compression, LogStore, ReadOptions, ReadStream, RunEnd, RunPage, RunQuery, RunWriter, Start,
@@ -301,6 +302,14 @@ impl LogStore for BufferedLogStore {
             run.hand_on(&self.timed.core);
         }
         self.timed.core.inner.runs(query)
+    }
+
+    fn gc(&self, request: &GcRequest) -> Result<GcReport, LogError> {
+        self.timed.core.inner.gc(request)
+    }
+
+    fn set_pinned(&self, id: &JobRunId, pinned: bool) -> Result<(), LogError> {
+        self.timed.core.inner.set_pinned(id, pinned)
     }
 
     /// Hands on what is buffered and closes the store behind. Later appends are buffered as before.

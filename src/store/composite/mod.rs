@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 use crate::error::LogError;
 use crate::line::{ByteOffset, LineNumber, Stream, View};
+use crate::retention::{GcReport, GcRequest};
 use crate::run::{JobMetadata, JobRunId, RunSpec};
 use crate::store::{
     Compression, LogStore, ReadOptions, ReadStream, RunCursor, RunEnd, RunPage, RunQuery, RunWriter, Start,
@@ -167,6 +168,22 @@ impl Shared {
         Err(answer.unwrap_or(LogError::Closed))
     }
 
+    /// The answer of the first required member that does what is asked at all.
+    fn first_that_can<T>(
+        &self,
+        doing: &str,
+        ask: impl Fn(&dyn LogStore) -> Result<T, LogError>,
+    ) -> Result<T, LogError> {
+        let mut none = LogError::Closed;
+        for (index, member) in self.required.iter().enumerate() {
+            match ask(&*member.store) {
+                Err(error @ LogError::Unsupported { .. }) => none = error,
+                answer => return answer.map_err(|error| member.failed(index, doing, error)),
+            }
+        }
+        Err(none)
+    }
+
     /// A page from one required member. Its cursor also says whose it is.
     fn page(&self, query: &RunQuery) -> Result<RunPage, LogError> {
         let count = self.required.len() as u64;
@@ -179,11 +196,11 @@ impl Shared {
         let mut failure = None;
         for (index, member) in self.required.iter().enumerate().take(to).skip(from) {
             match member.store.runs(&query) {
-                Ok(RunPage { runs, next }) => {
+                Ok(RunPage { runs, next, pinned }) => {
                     let place = |RunCursor(place): RunCursor| {
                         RunCursor(place.saturating_mul(count).saturating_add(index as u64))
                     };
-                    return Ok(RunPage { runs, next: next.map(place) });
+                    return Ok(RunPage { runs, next: next.map(place), pinned });
                 }
                 Err(error) => {
                     failure = LogError::both(failure, Some(member.failed(index, "listing runs", error)));
@@ -254,7 +271,7 @@ impl LogStore for CompositeLogStore {
 
     /// Compresses the run in every required member that can do that, and gives what the first of those gives.
     fn compress(&self, id: &JobRunId) -> Result<Compression, LogError> {
-        let mut answer = Err(LogError::Unsupported { what: "no store keeps files to compress".to_owned() });
+        let mut answer = Err(LogError::Unsupported { what: "no store keeps files to compress" });
         for (index, member) in self.shared.required.iter().enumerate() {
             match member.store.compress(id) {
                 Ok(done) => answer = answer.or(Ok(done)),
@@ -263,6 +280,16 @@ impl LogStore for CompositeLogStore {
             }
         }
         answer
+    }
+
+    /// Evicts in the first required member that can.
+    fn gc(&self, request: &GcRequest) -> Result<GcReport, LogError> {
+        self.shared.first_that_can("evicting", |store| store.gc(request))
+    }
+
+    /// Pins in the first required member that can.
+    fn set_pinned(&self, id: &JobRunId, pinned: bool) -> Result<(), LogError> {
+        self.shared.first_that_can("pinning", |store| store.set_pinned(id, pinned))
     }
 
     /// Gives best-effort members what is waiting for them, for a limited time, and closes every member.

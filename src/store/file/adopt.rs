@@ -8,12 +8,13 @@ use crate::index::progress::{Progress, Resume};
 use crate::layout::Layout;
 use crate::line::{Stream, UnixMicros};
 use crate::logfile::{AppendFile, Fetched, Io, ReadFile, length};
+use crate::meter::Appends;
 use crate::run::{JobMetadata, JobRunId, RunState};
 use crate::store::file::FileStoreOptions;
 use crate::store::file::live::LiveRun;
 use crate::store::file::power;
 use crate::store::file::tracker::{News, SCAN_BYTES, Source, Tracker, last_touched, written_end};
-use crate::store::file::writer::{Loss, OwnRun, disk_bytes};
+use crate::store::file::writer::{Loss, OwnRun};
 use crate::store::{Outcome, RunEnd};
 
 /// A run that another process writes, or wrote.
@@ -21,6 +22,7 @@ use crate::store::{Outcome, RunEnd};
 pub(crate) struct ForeignRun {
     pub(crate) run: Arc<LiveRun>,
     tracker: Mutex<Tracker>,
+    appends: Appends,
 }
 
 impl ForeignRun {
@@ -43,8 +45,12 @@ impl ForeignRun {
         // The end is taken from the folder by catching up, together with everything before it.
         run.state = RunState::Running;
         let run = LiveRun::new(folder, number, run, tracker.progress, tracker.has_journal());
-        run.state().gaps = Arc::new(gaps);
-        let foreign = Self { run: Arc::new(run), tracker: Mutex::new(tracker) };
+        {
+            let mut state = run.state();
+            state.gaps = Arc::new(gaps);
+            state.pinned = run.folder.is_pinned();
+        }
+        let foreign = Self { run: Arc::new(run), tracker: Mutex::new(tracker), appends: Appends::new() };
         foreign.catch_up()?;
         Ok(foreign)
     }
@@ -69,6 +75,12 @@ impl ForeignRun {
         Ok(self.run.is_over())
     }
 
+    /// Counts what came in since the run was as far as this.
+    pub(crate) fn count(&self, before: &Progress) {
+        let now = self.run.state().progress;
+        now.count_since(before, &self.appends);
+    }
+
     fn publish(&self, tracker: &Tracker, lengths: [u64; 2], news: News) {
         let visible = Stream::BOTH.map(|stream| {
             let (before, marked) = (lengths[stream.index()], tracker.progress.of(stream).bytes);
@@ -84,7 +96,7 @@ impl ForeignRun {
             return;
         }
         let (disk_bytes, compressed) = match news.end {
-            Some(_) => (disk_bytes(&self.run.folder), self.run.folder.is_compressed()),
+            Some(_) => (self.run.folder.disk_bytes(), self.run.folder.is_compressed()),
             None => (0, false),
         };
         self.run.change(|state| {
@@ -147,7 +159,7 @@ impl ForeignRun {
                 [run.stdout, run.stderr] = behind.totals();
             }
         }
-        let (disk_bytes, compressed) = (disk_bytes(&self.run.folder), self.run.folder.is_compressed());
+        let (disk_bytes, compressed) = (self.run.folder.disk_bytes(), self.run.folder.is_compressed());
         self.run.change(|state| {
             state.visible = [run.stdout.bytes, run.stderr.bytes];
             state.run = run;

@@ -7,13 +7,19 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::error::LogError;
+use crate::index::codec::RunRecord;
 use crate::index::{Changes, Index, RunNumber};
-use crate::layout::{Layout, RunFolder, StoreLock};
+use crate::layout::{Layout, Removal, RunFolder, StoreLock};
+use crate::retention::RetentionPolicy;
 use crate::run::JobRunId;
 use crate::store::file::check_run::check_run;
+use crate::store::file::evict::outstanding;
 use crate::store::file::rebuild::{RebuildProgress, rebuild_holding};
 use crate::store::file::reconcile::{compare, is_leftover};
 use crate::store::file::repair::{mend_run, write_rows};
+
+/// What all runs may take up more or less than the index says, beside one in a hundred, in bytes.
+const MAY_DIFFER: u64 = 1024 * 1024;
 
 /// How thorough a check is, and whether it mends what it finds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -94,6 +100,9 @@ pub enum FindingKind {
     /// A part of a compressed log or journal is not what was written.
     CompressedDamaged,
     /// A file or folder that somebody was preparing when it died.
+    /// What the index says that runs take up on disk is not what they take up.
+    TotalsDiffer,
+    /// A file or folder that somebody was preparing or removing when it died.
     Leftover,
     /// A run folder can't be read.
     Unreadable,
@@ -137,6 +146,7 @@ pub fn check_index(
     let mut check = Check { layout, options, report: CheckReport::default(), index: None, rebuild: false };
     check.leftovers(&listing.prepared)?;
     check.open_index(!listing.runs.is_empty());
+    check.trash()?;
     let mut runs = listing.runs;
     runs.sort_unstable();
     let of_runs = runs.len() as u64;
@@ -145,6 +155,7 @@ pub fn check_index(
         progress(RebuildProgress { runs: done, of_runs });
     }
     check.rows_without_runs(runs)?;
+    check.totals()?;
     check.finish(lock)
 }
 
@@ -206,6 +217,70 @@ impl Check {
             self.found(FindingKind::Leftover, None, detail, || remove(&new))?;
         }
         Ok(())
+    }
+
+    /// Looks for evictions that were cut short.
+    fn trash(&mut self) -> Result<(), LogError> {
+        for trashed in self.layout.list_trash()?.iter().filter(|trashed| trashed.folder.has_own_files()) {
+            let detail = format!("{} was being evicted", trashed.folder.path().display());
+            let outstanding = match &self.index {
+                Some(index) => outstanding(index, &self.layout, trashed, &RetentionPolicy::OFF)?,
+                None => None,
+            };
+            let index = self.index.take();
+            let finished = self.found(FindingKind::Leftover, Some(&trashed.id), detail, || {
+                if let (Some(index), Some(row)) = (&index, outstanding) {
+                    index.evict(&[row])?;
+                }
+                trashed.folder.remove_own_files(Removal::Everything)?;
+                Ok(done("removed"))
+            });
+            self.index = index;
+            finished?;
+        }
+        Ok(())
+    }
+
+    /// Compares what the index says that finished runs take up with its rows, and these with the disk.
+    fn totals(&mut self) -> Result<(), LogError> {
+        let Some(index) = self.index.take() else { return Ok(()) };
+        let checked = self.totals_of(&index);
+        self.index = Some(index);
+        checked
+    }
+
+    fn totals_of(&mut self, index: &Index) -> Result<(), LogError> {
+        let (sum, rows) = (index.totals()?.finished_bytes, index.count_finished_bytes()?);
+        if sum != rows {
+            let detail = format!("the index has {sum} bytes for all runs, and {rows} in their rows");
+            self.found(FindingKind::TotalsDiffer, None, detail, || {
+                index.correct_finished_bytes()?;
+                Ok(done("added up again"))
+            })?;
+        }
+        let (mut on_disk, mut by_index) = (0, 0);
+        let mut wrong = Vec::new();
+        index.newest_below(RunNumber::MAX, |number, record| {
+            let folder = self.layout.run(record.run.id());
+            if record.run.state.is_over() && folder.is_there() {
+                let bytes = folder.disk_bytes();
+                (on_disk, by_index) = (on_disk + bytes, by_index + record.disk_bytes);
+                if bytes != record.disk_bytes {
+                    wrong.push((number, RunRecord { disk_bytes: bytes, ..record }));
+                }
+            }
+            true
+        })?;
+        // File systems count blocks a little differently, and some later than others.
+        if on_disk.abs_diff(by_index) <= MAY_DIFFER + by_index / 100 {
+            return Ok(());
+        }
+        let detail =
+            format!("runs that are over take up {on_disk} bytes on disk, and {by_index} by the index");
+        self.found(FindingKind::TotalsDiffer, None, detail, || {
+            index.commit(&Changes { runs: wrong, ..Changes::default() })?;
+            Ok(done("their sizes are written anew"))
+        })
     }
 
     fn open_index(&mut self, runs_exist: bool) {
@@ -333,6 +408,7 @@ fn ghosts_and_strays(index: &Index, folders: Vec<JobRunId>) -> Result<(Ghosts, O
     let mut note = |number: RunNumber| strays += u64::from(!known.contains(&number));
     index.numbers_in_use(&mut note)?;
     index.evictable(|_, number, _| note(number))?;
+    index.pinned(|number, _| note(number))?;
     index.partitions(|_, number| note(number))?;
     let detail = (strays > 0).then(|| format!("{strays} rows lead to runs that the index does not know"));
     Ok((ghosts, detail))

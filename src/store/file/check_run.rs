@@ -271,14 +271,16 @@ fn rows(
         return check.found(FindingKind::Orphan, Some(id), detail, LATER);
     };
     let standing = index.standing(number, &record)?;
-    let is_indexed =
-        !standing.live && standing.evictable == Some(record.disk_bytes) && standing.found_by_partition;
+    let is_indexed = !standing.live
+        && standing.evictable == Some(record.disk_bytes)
+        && standing.pinned == check.layout.run(id).is_pinned()
+        && standing.found_by_partition;
     // What a folder takes up on disk changes when it is copied.
     let same = RunRecord { disk_bytes: record.disk_bytes, ..derived.record.clone() } == record;
     let differences = differences(index, number, lines, places)?;
     if !same || !is_indexed {
         let detail = if same {
-            "the index does not find it by its end or its partitions".to_owned()
+            "the index does not find it by its end, its pin or its partitions".to_owned()
         } else if record.run.state == derived.record.run.state {
             "the index has other facts of the run than its folder".to_owned()
         } else {

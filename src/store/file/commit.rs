@@ -1,25 +1,26 @@
 //! What the index's thread does: gathers what runs have to say and writes it, all in one transaction.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, PoisonError};
 
 use crate::error::LogError;
 use crate::index::{Changes, Committed, Index};
+use crate::meter;
+use crate::store::file::handle::Lent;
 use crate::store::file::reconcile::mend;
 use crate::store::file::shared::{Shared, Tracked};
-use crate::store::file::writer::disk_bytes;
 
-pub(crate) fn commit_waiting(shared: &Weak<Shared>) -> Committed {
-    let Some(shared) = shared.upgrade() else { return Committed::Done };
-    shared.nudged.store(false, Ordering::Relaxed);
-    match &shared.index {
-        Some(index) => commit_all(&shared, index),
-        None => Committed::Done,
-    }
+pub(crate) fn commit_waiting(store: &Lent) -> Committed {
+    let committed = store.with(|shared| {
+        shared.nudged.store(false, Ordering::Relaxed);
+        shared.index.as_ref().map(|index| commit_all(shared, index))
+    });
+    committed.flatten().unwrap_or(Committed::Done)
 }
 
 /// Writes what waits to the index, and lets go of runs that are over and written.
 pub(crate) fn commit_all(shared: &Shared, index: &Index) -> Committed {
+    let _one_at_a_time = shared.committing.lock().unwrap_or_else(PoisonError::into_inner);
     mend(shared, index);
     let mut changes = Changes::default();
     let mut written = Vec::new();
@@ -37,7 +38,7 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) -> Committed {
         }
         // What a run takes up on disk is known when its writer has written all of it.
         let disk_bytes = match &tracked {
-            Tracked::Foreign(_) if was_over => Some(disk_bytes(&run.folder)),
+            Tracked::Foreign(_) if was_over => Some(run.folder.disk_bytes()),
             _ => None,
         };
         let mut state = run.state();
@@ -57,6 +58,9 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) -> Committed {
         state.waiting.dirty = false;
         state.disk_bytes = disk_bytes.unwrap_or(state.disk_bytes);
         changes.runs.push((number, state.record()));
+        if state.pinned {
+            changes.pins.push((number, true));
+        }
         changes.lines.extend(state.waiting.lines.iter().map(|&at| (number, at)));
         changes.progress.extend(state.waiting.places.iter().map(|&at| (number, at)));
         written.push((Arc::clone(run), state.waiting.lines.len(), state.waiting.places.len()));
@@ -69,8 +73,14 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) -> Committed {
     if changes.is_empty() {
         return Committed::Done;
     }
-    match index.commit(&changes) {
+    let committed = index.commit(&changes);
+    meter::committed(committed.is_ok());
+    match committed {
         Ok(()) => {
+            let ended = changes.runs.iter().any(|(_, record)| record.run.state.is_over());
+            if ended && let Some(evictor) = shared.evictor.get() {
+                evictor.run_ended();
+            }
             let mut runs = shared.runs();
             for (run, lines, places) in written {
                 let mut state = run.state();

@@ -19,7 +19,6 @@ use crate::layout::{RunFolder, being_compressed, compressed};
 use crate::logfile::{ReadFile, compress};
 use crate::run::JobRunId;
 use crate::store::Compression;
-use crate::store::file::writer::disk_bytes;
 
 /// Compresses the logs and the journal of a run that is over; what is compressed already or empty stays as it is.
 /// `go_on` is asked every now and then.
@@ -35,7 +34,7 @@ pub(crate) fn compress_folder(
     id: &JobRunId,
     go_on: &dyn Fn() -> bool,
 ) -> Result<Compression, LogError> {
-    let bytes_before = disk_bytes(folder);
+    let bytes_before = folder.disk_bytes();
     let place = Place::open(folder, id)?;
     // Kept until all is done: nobody mends a journal that is being compressed.
     let journal = ReadFile::open_when_there(&folder.journal())?;
@@ -62,7 +61,7 @@ pub(crate) fn compress_folder(
         place.keep_times()?;
         place.sync()?;
     }
-    Ok(Compression { bytes_before, bytes_after: disk_bytes(folder) })
+    Ok(Compression { bytes_before, bytes_after: folder.disk_bytes() })
 }
 
 /// A run's folder, held open: another one that gets its name meanwhile is not touched.

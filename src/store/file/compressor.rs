@@ -1,17 +1,20 @@
 //! Compressing runs in the background, some time after their end, the oldest first.
 
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::error::LogError;
+use crate::index::codec::RunRecord;
 use crate::index::{Known, Urgency};
 use crate::line::UnixMicros;
+use crate::meter;
 use crate::run::JobRunId;
 use crate::store::Compression;
+use crate::store::file::handle::Lent;
 use crate::store::file::live::LiveRun;
 use crate::store::file::shared::{Shared, Tracked};
 
@@ -43,7 +46,7 @@ pub(crate) struct Compressor {
 
 impl Compressor {
     /// Starts it: runs that ended so long ago are compressed. It ends with the store.
-    pub(crate) fn start(shared: Weak<Shared>, after: Duration) -> std::io::Result<Self> {
+    pub(crate) fn start(store: Lent, after: Duration) -> std::io::Result<Self> {
         let (stop, stopped) = mpsc::channel();
         let pause = (after / 4).clamp(PAUSES[0], PAUSES[1]);
         let thread = thread::Builder::new().name("compressor".into()).spawn(move || {
@@ -53,7 +56,7 @@ impl Compressor {
             }
             let mut round = Round::default();
             loop {
-                round.run(&shared, after);
+                round.run(&store, after);
                 if stopped.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
                     return;
                 }
@@ -85,7 +88,7 @@ struct Round {
 
 impl Round {
     /// Compresses every run that is due.
-    fn run(&mut self, store: &Weak<Shared>, after: Duration) {
+    fn run(&mut self, store: &Lent, after: Duration) {
         if self.began.is_none_or(|began| began.elapsed() > ANEW) {
             *self = Self { began: Some(Instant::now()), ..Self::default() };
         }
@@ -96,17 +99,18 @@ impl Round {
         let micros = u64::try_from(after.as_micros()).unwrap_or(u64::MAX);
         let until = UnixMicros(UnixMicros::now().0.saturating_sub(micros));
         loop {
-            let Some(shared) = store.upgrade().filter(|shared| !shared.is_closed()) else { return };
-            let Some(index) = &shared.index else { return };
-            let found = match index.not_compressed(self.place, until, ROWS_AT_ONCE) {
-                Ok(found) => found,
-                Err(LogError::Closed) => return,
-                Err(error) => {
+            let found = store.with(|shared| match &shared.index {
+                Some(index) if !shared.is_closed() => index.not_compressed(self.place, until, ROWS_AT_ONCE),
+                _ => Err(LogError::Closed),
+            });
+            let found = match found {
+                Some(Ok(found)) => found,
+                None | Some(Err(LogError::Closed)) => return,
+                Some(Err(error)) => {
                     tracing::warn!(%error, "looking for runs to compress");
                     return;
                 }
             };
-            drop(shared);
             for id in found.runs {
                 self.compress(store, id);
             }
@@ -117,32 +121,36 @@ impl Round {
         }
     }
 
-    fn compress(&mut self, store: &Weak<Shared>, id: JobRunId) {
-        let Some(shared) = store.upgrade().filter(|shared| !shared.is_closed()) else { return };
-        let in_use = shared.readers.are_there(&id);
-        // It may have been evicted, or compressed by hand.
-        let due = matches!(
-            shared.index.as_ref().map(|index| index.find(&id)),
-            Some(Ok(Some(Known::Run(_, record)))) if record.run.state.is_over() && !record.compressed
-        );
-        let run = if due && !in_use { shared.find(&id) } else { Err(LogError::NotFound { id: id.clone() }) };
-        drop(shared);
-        let compressed = match run {
-            Ok(run) => {
-                let pace = Pace::new(store);
-                compress_run(&run, &|| pace.go_on()).map(|done| (run, done))
+    fn compress(&mut self, store: &Lent, id: JobRunId) {
+        let begun = store.with(|shared| {
+            let known = shared.index.as_ref().map(|index| index.find(&id));
+            // It may have been evicted, or compressed by hand.
+            match known {
+                Some(Ok(Some(Known::Run(_, record)))) if is_due(&record) && !shared.is_closed() => {}
+                _ => return Err(LogError::Closed),
             }
-            Err(error) => Err(error),
+            if shared.evictions.has_reader(&id) {
+                return Err(LogError::InUse { path: shared.layout.run(&id).path().to_owned() });
+            }
+            let run = shared.find(&id)?;
+            let under_way = shared.begin_to_compress(&run)?;
+            Ok((run, under_way))
+        });
+        let done = match begun {
+            None => return,
+            Some(Err(error)) => Err(error),
+            Some(Ok((run, under_way))) => {
+                let pace = Pace::new(store, &id);
+                compress_run(&run, &|| pace.go_on()).map(|done| {
+                    store.with(|shared| shared.compressed(&run, done));
+                    drop(under_way);
+                })
+            }
         };
-        match compressed {
-            Ok((run, done)) => {
-                if let Some(shared) = store.upgrade() {
-                    shared.compressed(&run, done);
-                }
-            }
-            Err(LogError::Closed) => {}
+        match done {
+            Ok(()) | Err(LogError::Closed | LogError::Evicted(_)) => {}
             Err(LogError::NotFound { .. } | LogError::InUse { .. }) => {
-                if due && self.in_use.len() < MOST_IN_USE {
+                if self.in_use.len() < MOST_IN_USE {
                     self.in_use.push(id);
                 }
             }
@@ -151,28 +159,35 @@ impl Round {
     }
 }
 
+fn is_due(record: &RunRecord) -> bool {
+    record.run.state.is_over() && !record.compressed
+}
+
 /// Makes way for writers. The store can go while a large run is being compressed: nothing here holds it.
 struct Pace<'a> {
-    store: &'a Weak<Shared>,
+    store: &'a Lent,
+    run: &'a JobRunId,
     /// When the work began that is under way, and what writers had written by then.
     stint: Cell<(Instant, u64)>,
 }
 
 impl<'a> Pace<'a> {
-    fn new(store: &'a Weak<Shared>) -> Self {
-        let written = store.upgrade().map_or(0, |shared| written(&shared));
-        Self { store, stint: Cell::new((Instant::now(), written)) }
+    fn new(store: &'a Lent, run: &'a JobRunId) -> Self {
+        let written = store.with(|shared| written(shared)).unwrap_or(0);
+        Self { store, run, stint: Cell::new((Instant::now(), written)) }
     }
 
     fn go_on(&self) -> bool {
         let (began, before) = self.stint.get();
         let worked = began.elapsed();
-        let Some(shared) = self.store.upgrade().filter(|shared| !shared.is_closed()) else { return false };
+        let now = self.store.with(|shared| {
+            let so_far = if worked < STINT { before } else { written(shared) };
+            shared.may_compress(self.run).then_some(so_far)
+        });
+        let Some(Some(now)) = now else { return false };
         if worked < STINT {
             return true;
         }
-        let now = written(&shared);
-        drop(shared);
         // Less than before: a run is over, and is not looked at any more.
         if now.saturating_sub(before) as f64 > worked.as_secs_f64() * BUSY_BYTES_PER_SECOND {
             thread::sleep(worked.min(STINT * 4) * REST);
@@ -191,20 +206,15 @@ fn written(shared: &Shared) -> u64 {
 
 /// Compresses a run and says so.
 fn compress_run(run: &LiveRun, go_on: &dyn Fn() -> bool) -> Result<Compression, LogError> {
-    if !run.is_over() {
-        return Err(LogError::Unfinished { id: run.id.clone() });
-    }
     let done = compress_folder(run, go_on);
     match &done {
         Ok(done) => {
             let (before, after) = (done.bytes_before, done.bytes_after);
-            metrics::counter!("databuild_log_compressed_runs_total").increment(1);
-            metrics::counter!("databuild_log_compression_saved_bytes_total")
-                .increment(before.saturating_sub(after));
+            meter::compressed(before.saturating_sub(after));
             tracing::info!(run = %run.id, before, after, "compressed a run");
         }
         Err(LogError::Closed | LogError::InUse { .. }) => {}
-        Err(_) => metrics::counter!("databuild_log_compression_failures_total").increment(1),
+        Err(_) => meter::compression_failed(),
     }
     done
 }
@@ -216,16 +226,42 @@ fn compress_folder(run: &LiveRun, go_on: &dyn Fn() -> bool) -> Result<Compressio
 
 #[cfg(not(feature = "compression"))]
 fn compress_folder(_: &LiveRun, _: &dyn Fn() -> bool) -> Result<Compression, LogError> {
-    Err(LogError::Unsupported { what: "this program was built without the feature `compression`".to_owned() })
+    Err(LogError::Unsupported { what: "this program was built without the feature `compression`" })
 }
 
 impl Shared {
     /// Compresses a run that is over, now, whoever reads it.
     pub(crate) fn compress(self: &Arc<Self>, id: &JobRunId) -> Result<Compression, LogError> {
         let run = self.find(id)?;
-        let done = compress_run(&run, &|| !self.is_closed())?;
-        self.compressed(&run, done);
-        Ok(done)
+        let under_way = self.begin_to_compress(&run)?;
+        match compress_run(&run, &|| self.may_compress(id)) {
+            Ok(done) => {
+                self.compressed(&run, done);
+                drop(under_way);
+                Ok(done)
+            }
+            Err(error) => {
+                Err(self.evictions.going(id).map_or(error, |stone| LogError::Evicted(Box::new(stone))))
+            }
+        }
+    }
+
+    /// Begins to compress a run: who wants to evict it waits until the guard is dropped.
+    fn begin_to_compress(&self, run: &LiveRun) -> Result<UnderWay, LogError> {
+        if !run.is_over() {
+            return Err(LogError::Unfinished { id: run.id.clone() });
+        }
+        let under_way = Compressions::begin(&self.compressions, &run.id);
+        let under_way = under_way.ok_or_else(|| LogError::InUse { path: run.folder.path().to_owned() })?;
+        // An eviction that did not see this is seen by it.
+        match self.evictions.going(&run.id) {
+            None => Ok(under_way),
+            Some(stone) => Err(LogError::Evicted(Box::new(stone))),
+        }
+    }
+
+    fn may_compress(&self, id: &JobRunId) -> bool {
+        !self.is_closed() && self.evictions.going(id).is_none()
     }
 
     /// Notes for the index that a run is compressed.
@@ -242,37 +278,37 @@ impl Shared {
     }
 }
 
-/// Who reads which run at the moment, in this process.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Readers(Arc<Mutex<HashMap<JobRunId, usize>>>);
+/// Runs that are being compressed.
+#[derive(Debug, Default)]
+pub(crate) struct Compressions {
+    under_way: Mutex<HashSet<JobRunId>>,
+    one_less: Condvar,
+}
 
-impl Readers {
-    fn are_there(&self, id: &JobRunId) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(id)
+impl Compressions {
+    /// Waits until a run is not being compressed any more. Whoever compresses it has to know that it should stop.
+    pub(crate) fn wait_for(&self, id: &JobRunId) {
+        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        while under_way.contains(id) {
+            under_way = self.one_less.wait(under_way).unwrap_or_else(PoisonError::into_inner);
+        }
     }
 
-    /// Counts one more, for as long as the guard lives.
-    pub(crate) fn begin(&self, id: &JobRunId) -> Reading {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(id.clone()).or_default() += 1;
-        Reading { readers: self.clone(), id: id.clone() }
+    /// Counts a run as being compressed for as long as the guard lives; `None` if it is already.
+    fn begin(this: &Arc<Self>, id: &JobRunId) -> Option<UnderWay> {
+        let is_first = this.under_way.lock().unwrap_or_else(PoisonError::into_inner).insert(id.clone());
+        is_first.then(|| UnderWay { compressions: Arc::clone(this), id: id.clone() })
     }
 }
 
-/// A read that goes on.
-#[derive(Debug)]
-pub(crate) struct Reading {
-    readers: Readers,
+struct UnderWay {
+    compressions: Arc<Compressions>,
     id: JobRunId,
 }
 
-impl Drop for Reading {
+impl Drop for UnderWay {
     fn drop(&mut self) {
-        let mut readers = self.readers.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = readers.get_mut(&self.id) {
-            *count -= 1;
-            if *count == 0 {
-                readers.remove(&self.id);
-            }
-        }
+        self.compressions.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+        self.compressions.one_less.notify_all();
     }
 }

@@ -7,7 +7,6 @@ use crate::layout::RunFolder;
 use crate::line::UnixMicros;
 use crate::run::{JobMetadata, JobRunId, RunState};
 use crate::store::file::tracker::{News, Source, Tracker, written_end};
-use crate::store::file::writer::disk_bytes;
 
 /// How many places are gathered before they are given away: memory does not grow with the log.
 const AT_ONCE: usize = 4096;
@@ -65,7 +64,7 @@ pub(crate) fn derive(
         run,
         gaps: news.gaps,
         has_journal: tracker.has_journal(),
-        disk_bytes: if over { disk_bytes(folder) } else { 0 },
+        disk_bytes: if over { folder.disk_bytes() } else { 0 },
         compressed: over && folder.is_compressed(),
     };
     let torn = journal_length.saturating_sub(tracker.progress.journal);

@@ -72,6 +72,16 @@ pub fn dump_index(
     rows.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
     rows.into_iter().try_for_each(|(_, _, row)| give(row))?;
     let mut rows = Vec::new();
+    index.pinned(|number, bytes| {
+        rows.push((
+            name(number).to_string(),
+            json!({"table": "pinned", "run": name(number), "bytes": bytes}),
+        ));
+    })?;
+    rows.sort_by(|a, b| a.0.cmp(&b.0));
+    rows.into_iter().try_for_each(|(_, row)| give(row))?;
+    give(json!({"table": "totals", "finished_bytes": index.totals()?.finished_bytes}))?;
+    let mut rows = Vec::new();
     index.partitions(|partition, number| {
         let row = json!({"table": "partitions", "partition": partition, "run": name(number)});
         rows.push((partition.to_owned(), name(number).to_string(), row));

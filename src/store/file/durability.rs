@@ -1,10 +1,11 @@
 //! When what was written is made to survive a power cut.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Mutex, PoisonError, Weak};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use crate::store::file::handle::Lent;
 use crate::store::file::shared::{Shared, Tracked};
 
 /// What a power cut, or a system that stops dead, may take.
@@ -41,17 +42,12 @@ pub(crate) struct Syncer {
 
 impl Syncer {
     /// Starts it. It ends with the store.
-    pub(crate) fn start(shared: Weak<Shared>, every: Duration) -> std::io::Result<Self> {
+    pub(crate) fn start(store: Lent, every: Duration) -> std::io::Result<Self> {
         let (stop, stopped) = mpsc::channel();
         thread::Builder::new().name("syncer".into()).spawn(move || {
             while stopped.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
-                let Some(shared) = shared.upgrade() else { return };
-                for tracked in shared.all_tracked() {
-                    if let Tracked::Own(own) = tracked
-                        && let Err(error) = own.sync()
-                    {
-                        tracing::warn!(%error, run = %own.run.id, "what was written is not on the disk yet");
-                    }
+                if store.with(|shared| sync_all(shared)).is_none() {
+                    return;
                 }
             }
         })?;
@@ -61,5 +57,15 @@ impl Syncer {
     /// Ends it before the store goes.
     pub(crate) fn stop(&self) {
         let _ = self.stop.lock().unwrap_or_else(PoisonError::into_inner).send(());
+    }
+}
+
+fn sync_all(shared: &Shared) {
+    for tracked in shared.all_tracked() {
+        if let Tracked::Own(own) = tracked
+            && let Err(error) = own.sync()
+        {
+            tracing::warn!(%error, run = %own.run.id, "what was written is not on the disk yet");
+        }
     }
 }

@@ -121,7 +121,15 @@ fn page(mut found: Vec<(u64, JobMetadata)>, query: &RunQuery) -> RunPage {
     let more = found.len() > query.page_size();
     found.truncate(query.page_size());
     let next = found.last().filter(|_| more).map(|&(key, _)| RunCursor(key));
-    RunPage { runs: found.into_iter().map(|(_, run)| run).collect(), next }
+    RunPage { runs: found.into_iter().map(|(_, run)| run).collect(), next, pinned: Vec::new() }
+}
+
+/// The same page with which of its runs are pinned, as their folders say, and without those that are just going.
+pub(crate) fn with_pins(shared: &Shared, mut page: RunPage) -> RunPage {
+    page.runs.retain(|run| shared.evictions.going(run.id()).is_none());
+    let is_pinned = |run: &&JobMetadata| shared.layout.run(run.id()).is_pinned();
+    page.pinned = page.runs.iter().filter(is_pinned).map(|run| run.id().clone()).collect();
+    page
 }
 
 /// When a run's folder was made, in microseconds since 1970; `None` if it is gone.

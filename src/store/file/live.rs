@@ -48,6 +48,8 @@ pub(crate) struct State {
     /// Whether its logs and its journal are compressed.
     pub(crate) compressed: bool,
     pub(crate) waiting: Waiting,
+    /// Whether it is never to be evicted.
+    pub(crate) pinned: bool,
     /// What is left of the run, once it is evicted.
     pub(crate) evicted: Option<Box<Tombstone>>,
 }
@@ -105,6 +107,7 @@ impl LiveRun {
             disk_bytes: 0,
             compressed: false,
             waiting: Waiting { dirty: true, ..Waiting::default() },
+            pinned: false,
             evicted: None,
             run,
         };
@@ -132,6 +135,7 @@ impl LiveRun {
             disk_bytes,
             compressed,
             waiting: Waiting::default(),
+            pinned: false,
             evicted: None,
             run,
         };

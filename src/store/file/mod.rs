@@ -10,6 +10,10 @@ mod compressor;
 mod derive;
 mod dump;
 mod durability;
+mod evict;
+mod evict_bench;
+mod evictor;
+mod handle;
 mod lines;
 mod list;
 mod live;
@@ -39,12 +43,15 @@ use crate::index::{Committer, Index};
 use crate::layout::{Layout, compressed};
 use crate::line::{ByteOffset, LineNumber, Stream, View};
 use crate::logfile::{Fetched, Io, ReadFile};
+use crate::retention::{GcReport, GcRequest, RetentionPolicy};
 use crate::run::{JobMetadata, JobRunId, RunSpec};
 use crate::store::file::commit::commit_waiting;
 use crate::store::file::compressor::Compressor;
 use crate::store::file::durability::Syncer;
+use crate::store::file::evictor::Evictor;
+use crate::store::file::handle::{Handle, Lent};
 use crate::store::file::lines::{LineReader, Reach, Taken};
-use crate::store::file::list::{list_folders, list_when_known};
+use crate::store::file::list::{list_folders, list_when_known, with_pins};
 use crate::store::file::places::Places;
 use crate::store::file::shared::{Shared, shut_down};
 use crate::store::file::writer::OwnRun;
@@ -55,6 +62,7 @@ use crate::store::{
 pub use check::{CheckOptions, CheckReport, Finding, FindingKind, Repair, check_index, compact_index};
 pub use dump::dump_index;
 pub use durability::Durability;
+pub use evict_bench::EvictionBench;
 pub use rebuild::{RebuildProgress, RebuildReport, UnreadableRun, rebuild_index};
 
 /// How much is read at once to find a place.
@@ -76,10 +84,13 @@ pub struct FileStoreOptions {
     /// So long after its end the logs and the journal of a run are compressed, in the background, by a store that was
     /// opened with its index; `None`: never. A run that is being read is left for later.
     pub compress_after: Option<Duration>,
+    /// What of the runs that are over is kept. A store evicts only if it has the index.
+    pub retention: RetentionPolicy,
 }
 
 impl Default for FileStoreOptions {
-    /// Every second, and every half minute; 512 MiB stay free; runs that have ended survive a power cut.
+    /// Every second, and every half minute; 512 MiB stay free; runs that have ended survive a power cut, and
+    /// nothing is ever evicted.
     fn default() -> Self {
         Self {
             liveness_interval: Duration::from_secs(1),
@@ -87,6 +98,7 @@ impl Default for FileStoreOptions {
             min_free_bytes: 512 * 1024 * 1024,
             durability: Durability::OnFinish,
             compress_after: None,
+            retention: RetentionPolicy::OFF,
         }
     }
 }
@@ -97,7 +109,7 @@ impl Default for FileStoreOptions {
 /// Clones share the store.
 #[derive(Clone)]
 pub struct FileLogStore {
-    shared: Arc<Shared>,
+    shared: Arc<Handle>,
 }
 
 impl fmt::Debug for FileLogStore {
@@ -125,10 +137,11 @@ impl FileLogStore {
             Err(LogError::Index { .. }) if index.mend(|| ())? => known()?,
             known => known?,
         };
-        let store = Self { shared: Arc::new(Shared::new(layout, options, Some(index), last_number)) };
+        let shared = Arc::new(Shared::new(layout, options, Some(index), last_number));
+        let store = Self { shared: Handle::new(shared) };
         let shared = &store.shared;
-        let weak = Arc::downgrade(shared);
-        let committer = Committer::spawn(move || commit_waiting(&weak))
+        let lent = Lent::new(shared);
+        let committer = Committer::spawn(move || commit_waiting(&lent))
             .map_err(LogError::io("starting a thread for", shared.layout.index()))?;
         let _ = shared.committer.set(committer);
         store.start_syncer()?;
@@ -143,6 +156,9 @@ impl FileLogStore {
             }
         }
         shared.watch()?.begin();
+        let evictor = Evictor::start(Lent::new(shared))
+            .map_err(LogError::io("starting a thread for", shared.layout.root()))?;
+        let _ = shared.evictor.set(evictor);
         store.start_compressor()?;
         Ok(store)
     }
@@ -156,14 +172,14 @@ impl FileLogStore {
     /// used.
     pub fn open_folder(folder: impl AsRef<Path>, options: FileStoreOptions) -> Result<Self, LogError> {
         let layout = Layout::new(folder.as_ref());
-        let store = Self { shared: Arc::new(Shared::new(layout, options, None, 0)) };
+        let store = Self { shared: Handle::new(Arc::new(Shared::new(layout, options, None, 0))) };
         store.start_syncer()?;
         Ok(store)
     }
 
     fn start_compressor(&self) -> Result<(), LogError> {
         let Some(after) = self.shared.options.compress_after else { return Ok(()) };
-        let compressor = Compressor::start(Arc::downgrade(&self.shared), after)
+        let compressor = Compressor::start(Lent::new(&self.shared), after)
             .map_err(LogError::io("starting a thread for", self.shared.layout.root()))?;
         let _ = self.shared.compressor.set(compressor);
         Ok(())
@@ -171,7 +187,7 @@ impl FileLogStore {
 
     fn start_syncer(&self) -> Result<(), LogError> {
         let Durability::Periodic(every) = self.shared.options.durability else { return Ok(()) };
-        let syncer = Syncer::start(Arc::downgrade(&self.shared), every)
+        let syncer = Syncer::start(Lent::new(&self.shared), every)
             .map_err(LogError::io("starting a thread for", self.shared.layout.root()))?;
         let _ = self.shared.syncer.set(syncer);
         Ok(())
@@ -275,10 +291,19 @@ impl LogStore for FileLogStore {
         if self.shared.is_closed() {
             return Err(LogError::Closed);
         }
-        match &self.shared.index {
-            Some(index) => list_when_known(&self.shared, index, query),
-            None => list_folders(&self.shared, query),
-        }
+        let page = match &self.shared.index {
+            Some(index) => list_when_known(&self.shared, index, query)?,
+            None => list_folders(&self.shared, query)?,
+        };
+        Ok(with_pins(&self.shared, page))
+    }
+
+    fn gc(&self, request: &GcRequest) -> Result<GcReport, LogError> {
+        self.shared.gc(request)
+    }
+
+    fn set_pinned(&self, id: &JobRunId, pinned: bool) -> Result<(), LogError> {
+        self.shared.set_pinned(id, pinned)
     }
 
     fn compress(&self, id: &JobRunId) -> Result<Compression, LogError> {
@@ -299,7 +324,7 @@ impl LogStore for FileLogStore {
 
 /// The handle that writes a run.
 struct FileWriter {
-    shared: Arc<Shared>,
+    shared: Arc<Handle>,
     own: Arc<OwnRun>,
 }
 

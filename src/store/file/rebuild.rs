@@ -98,6 +98,7 @@ pub(crate) fn rebuild_holding(
                 sink.changes.forgotten.push(number);
                 sink.changes.lines.retain(|&(of, _)| of != number);
                 sink.changes.progress.retain(|&(of, _)| of != number);
+                sink.changes.pins.retain(|&(of, _)| of != number);
                 report.unreadable.push(UnreadableRun { run: id, why: error.to_string() });
             }
         }
@@ -187,6 +188,9 @@ impl Sink {
         let scanned = !derived.record.has_journal || derived.standing == Standing::OverByMetadata;
         report.scanned += u64::from(scanned);
         self.changes.runs.push((number, derived.record));
+        if layout.run(id).is_pinned() {
+            self.changes.pins.push((number, true));
+        }
         self.flush_if_full()
     }
 

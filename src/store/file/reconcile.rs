@@ -42,17 +42,18 @@ fn reconcile(shared: &Arc<Shared>, index: &Index) -> Result<(), LogError> {
     remove_leftovers(&listing.prepared);
     let Differences { mut orphans, ghosts } = compare(index, listing.runs)?;
     orphans.retain(|id| shared.tracked(id).is_none());
-    orphans.sort_by_cached_key(|id| created(shared, id));
+    orphans.sort_by_cached_key(|id| age(shared, id));
     for id in &orphans {
         if shared.is_closed() {
             return Ok(());
         }
-        let number = numbers.as_mut().map(|numbers| numbers.pick(shared, created(shared, id)));
+        let number = numbers.as_mut().map(|numbers| numbers.pick(shared, id));
         look(shared, id, number);
     }
     for (id, number) in ghosts {
         // It may have been made after the listing.
-        if shared.tracked(&id).is_none() && !shared.layout.run(&id).path().exists() {
+        let is_going = shared.evictions.going(&id).is_some();
+        if !is_going && shared.tracked(&id).is_none() && !shared.layout.run(&id).path().exists() {
             tracing::warn!(run = %id, "the run's folder is gone");
             shared.forget_rows(number);
         }
@@ -163,11 +164,19 @@ fn derive_again(folder: &RunFolder, id: &JobRunId, news: &mut News) -> Result<()
     Ok(())
 }
 
+/// What runs are ordered by: when the folder was made, and where the file system's clock did not tick in between, the id,
+/// which rises with time where it was generated.
+type Age = (Option<u64>, JobRunId);
+
+fn age(shared: &Shared, id: &JobRunId) -> Age {
+    (created(shared, id), id.clone())
+}
+
 /// Numbers for the runs of an index that was lost: between those that are in memory and keep theirs.
 struct Renumbering {
     last: RunNumber,
-    /// When runs in memory began, in µs, and their numbers.
-    kept: Vec<(u64, RunNumber)>,
+    /// Runs in memory by their age, and their numbers.
+    kept: Vec<(Age, RunNumber)>,
 }
 
 impl Renumbering {
@@ -175,15 +184,16 @@ impl Renumbering {
         let tracked = shared.all_tracked();
         let mut kept: Vec<_> = tracked
             .iter()
-            .filter_map(|tracked| Some((tracked.run().metadata().started_at.0, tracked.run().number?)))
+            .filter_map(|tracked| Some((age(shared, &tracked.run().id), tracked.run().number?)))
             .collect();
         kept.sort_unstable();
         Self { last: 0, kept }
     }
 
     /// A number that no run has, above those of the runs that began earlier.
-    fn pick(&mut self, shared: &Shared, created: Option<u64>) -> RunNumber {
-        let earlier = self.kept.iter().take_while(|&&(started, _)| created.is_some_and(|at| started < at));
+    fn pick(&mut self, shared: &Shared, id: &JobRunId) -> RunNumber {
+        let age = age(shared, id);
+        let earlier = self.kept.iter().take_while(|(kept, _)| *kept < age);
         let floor = earlier.map(|&(_, number)| number).max().unwrap_or(0).max(self.last);
         let mut number = floor.saturating_add(1);
         while self.kept.iter().any(|&(_, kept)| kept == number) {

@@ -56,6 +56,9 @@ pub(crate) fn write_rows(layout: &Layout, index: &Index, id: &JobRunId) -> Resul
         Ok(())
     })?;
     changes.runs.push((number, derived.record));
+    if layout.run(id).is_pinned() {
+        changes.pins.push((number, true));
+    }
     index.commit(&changes)
 }
 

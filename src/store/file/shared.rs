@@ -10,15 +10,18 @@ use tokio::sync::watch;
 use crate::error::LogError;
 use crate::index::codec::RunRecord;
 use crate::index::progress::Resume;
-use crate::index::{Committer, Index, Known, RunNumber, Urgency};
+use crate::index::{Changes, Committer, Index, Known, RunNumber, Urgency};
 use crate::layout::Layout;
 use crate::line::{Stream, UnixMicros};
 use crate::run::{JobMetadata, JobRunId, RunSpec, Tombstone};
 use crate::store::file::FileStoreOptions;
 use crate::store::file::adopt::ForeignRun;
 use crate::store::file::commit::commit_all;
-use crate::store::file::compressor::{Compressor, Readers};
+use crate::store::file::compressor::{Compressions, Compressor};
 use crate::store::file::durability::Syncer;
+use crate::store::file::evict::Evictions;
+use crate::store::file::evictor::Evictor;
+use crate::store::file::handle::Borrowers;
 use crate::store::file::live::{LiveRun, finished};
 use crate::store::file::source::FileSource;
 use crate::store::file::tracker::ends_a_record;
@@ -30,6 +33,9 @@ use crate::store::{ReadEnd, ReadEvent, ReadOptions, ReadStream, RunEnd};
 /// Rows that wait for the index before it is committed early.
 const MANY_ROWS: usize = 10_000;
 
+/// What a run's first files take up on disk, generously.
+const BEGINNING: u64 = 256 * 1024;
+
 pub(crate) struct Shared {
     pub(crate) layout: Layout,
     pub(crate) options: FileStoreOptions,
@@ -39,7 +45,12 @@ pub(crate) struct Shared {
     pub(crate) syncer: OnceLock<Syncer>,
     /// Compresses runs that are over, if that is wanted.
     pub(crate) compressor: OnceLock<Compressor>,
-    pub(crate) readers: Readers,
+    pub(crate) compressions: Arc<Compressions>,
+    /// Evicts what is to be evicted.
+    pub(crate) evictor: OnceLock<Evictor>,
+    pub(crate) evictions: Evictions,
+    /// One commit of what waits at a time.
+    pub(crate) committing: Mutex<()>,
     /// Whether the committer knows that something waits.
     pub(crate) nudged: AtomicBool,
     runs: Mutex<Runs>,
@@ -57,6 +68,7 @@ pub(crate) struct Shared {
     /// How often it was.
     renewals: AtomicU64,
     pub(crate) closed: Arc<AtomicBool>,
+    pub(crate) borrowers: Arc<Borrowers>,
 }
 
 /// The runs that are in memory: those that go on, and those whose end is not in the index yet.
@@ -123,7 +135,10 @@ impl Shared {
             committer: OnceLock::new(),
             syncer: OnceLock::new(),
             compressor: OnceLock::new(),
-            readers: Readers::default(),
+            compressions: Arc::default(),
+            evictor: OnceLock::new(),
+            evictions: Evictions::default(),
+            committing: Mutex::default(),
             nudged: AtomicBool::new(false),
             runs: Mutex::new(Runs { last_number, ..Runs::default() }),
             adopting: Mutex::default(),
@@ -131,6 +146,7 @@ impl Shared {
             appeared: watch::Sender::new(0),
             watch: OnceLock::new(),
             closed: Arc::default(),
+            borrowers: Arc::default(),
         }
     }
 
@@ -175,6 +191,10 @@ impl Shared {
     pub(crate) fn set_discovered(&self) {
         *self.discovered.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.discovery.notify_all();
+    }
+
+    fn is_discovered(&self) -> bool {
+        *self.discovered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says that the index was made anew: every folder has to be taken up again.
@@ -236,7 +256,7 @@ impl Shared {
         }
     }
 
-    pub(crate) fn start(&self, spec: RunSpec) -> Result<Arc<OwnRun>, LogError> {
+    pub(crate) fn start(self: &Arc<Self>, spec: RunSpec) -> Result<Arc<OwnRun>, LogError> {
         if self.is_closed() {
             return Err(LogError::Closed);
         }
@@ -257,7 +277,13 @@ impl Shared {
         if !self.runs().starting.insert(id.clone()) {
             return Err(LogError::AlreadyExists { id });
         }
-        let created = OwnRun::create(&self.layout, spec, self.next_number(), &self.options).map(Arc::new);
+        let number = self.next_number();
+        let create = |spec| OwnRun::create(&self.layout, spec, number, &self.options);
+        let created = match create(spec.clone()) {
+            Err(error) if error.is_disk_full() && self.make_room(BEGINNING) => create(spec),
+            created => created,
+        };
+        let created = created.map(|own| Arc::new(own.rescued_by(Arc::downgrade(self))));
         {
             let mut runs = self.runs();
             runs.starting.remove(&id);
@@ -392,9 +418,27 @@ impl Shared {
         Ok(())
     }
 
+    /// Pins a run, or takes the pin away.
+    pub(crate) fn set_pinned(self: &Arc<Self>, id: &JobRunId, pinned: bool) -> Result<(), LogError> {
+        let run = self.find(id)?;
+        // So that it is not evicted between the two.
+        let _turn = self.evictions.none_for_now();
+        if !run.folder.is_there() {
+            // Whatever became of it since, the answer says.
+            return Err(self.find(id).err().unwrap_or_else(|| LogError::NotFound { id: id.clone() }));
+        }
+        run.folder.set_pinned(pinned)?;
+        run.state().pinned = pinned;
+        let (Some(index), Some(number)) = (&self.index, run.number) else { return Ok(()) };
+        index.commit(&Changes { pins: vec![(number, pinned)], ..Changes::default() })
+    }
+
     /// Called when a run of another process may have come further.
     pub(crate) fn catch_up(&self, foreign: &ForeignRun) {
-        match foreign.catch_up() {
+        let before = foreign.run.state().progress;
+        let caught_up = foreign.catch_up();
+        foreign.count(&before);
+        match caught_up {
             Ok(true) => self.retire(foreign),
             Ok(false) => {
                 if self.index.is_some() && foreign.run.state().waiting.dirty {
@@ -423,14 +467,8 @@ impl Shared {
         let run = &foreign.run;
         tracing::warn!(run = %run.id, "the folder of a run was removed");
         run.change(|state| {
-            let metadata = state.metadata();
-            state.evicted = Some(Box::new(Tombstone {
-                id: run.id.clone(),
-                evicted_at: UnixMicros::now(),
-                reason: "its folder was removed".to_owned(),
-                lines: metadata.stdout.lines + metadata.stderr.lines,
-                bytes: metadata.stdout.bytes + metadata.stderr.bytes,
-            }));
+            let why = "its folder was removed".to_owned();
+            state.evicted = Some(Box::new(Tombstone::of(&state.metadata(), UnixMicros::now(), why)));
         });
         {
             let mut runs = self.runs();
@@ -451,6 +489,9 @@ impl Shared {
         if let Some(tracked) = self.tracked(id) {
             return Ok(Arc::clone(tracked.run()));
         }
+        if let Some(tombstone) = self.evictions.going(id) {
+            return Err(LogError::Evicted(Box::new(tombstone)));
+        }
         if let Some(index) = &self.index {
             match index.find(id) {
                 Ok(Some(Known::Run(number, record))) if record.run.state.is_over() => {
@@ -462,6 +503,14 @@ impl Shared {
                 Err(error) => tracing::warn!(%error, run = %id, "looking for the run without the index"),
             }
         }
+        if !self.is_discovered() && self.layout.run(id).is_there() {
+            // Runs are numbered in the order of their age by whoever goes through the folders: a run that is over
+            // does not get its number out of turn because somebody asks for it.
+            let foreign = ForeignRun::open(&self.layout, id, None, None)?;
+            if foreign.run.is_over() && !foreign.lacks_metadata() {
+                return Ok(foreign.run);
+            }
+        }
         self.adopt(id, None)
     }
 
@@ -470,10 +519,16 @@ impl Shared {
         id: &JobRunId,
         options: &ReadOptions,
     ) -> Result<ReadStream, LogError> {
-        let run = self.find(id)?;
+        let mut run = self.find(id)?;
+        if self.index.is_some() {
+            run = self.evictions.note_reader(run);
+            // An eviction that did not see this reader is seen by it.
+            if let Some(tombstone) = self.evictions.going(id) {
+                return Err(LogError::Evicted(Box::new(tombstone)));
+            }
+        }
         let signal = run.subscribe();
-        let reading = self.options.compress_after.map(|_| self.readers.begin(id));
-        let source = FileSource::open(run, self.index.clone(), Arc::clone(&self.closed), options, reading)?;
+        let source = FileSource::open(run, self.index.clone(), Arc::clone(&self.closed), options)?;
         Ok(drive(Box::new(source), signal))
     }
 
@@ -586,6 +641,11 @@ pub(crate) fn shut_down(shared: &Shared) -> Option<LogError> {
     if let Some(compressor) = shared.compressor.get() {
         compressor.stop();
     }
+    if let Some(evictor) = shared.evictor.get() {
+        evictor.stop();
+    }
+    // Whoever opens the folder next finds no eviction under way.
+    drop(shared.evictions.none_for_now());
     shared.set_discovered();
     if let Some(committer) = shared.committer.get() {
         committer.stop();

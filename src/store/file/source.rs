@@ -10,7 +10,6 @@ use crate::journal::What;
 use crate::line::{LineNumber, Stream, View};
 use crate::logfile::{Io, ReadFile};
 use crate::run::{Gap, GapReason};
-use crate::store::file::compressor::Reading;
 use crate::store::file::lines::{LineReader, Reach, Taken};
 use crate::store::file::live::LiveRun;
 use crate::store::file::marks::{Arrivals, JournalReader, Next, Walk};
@@ -33,8 +32,6 @@ pub(crate) struct FileSource {
     index: Option<Arc<Index>>,
     /// Set when the store is being closed.
     closed: Arc<AtomicBool>,
-    /// While it lives, the run is not compressed in the background.
-    _reading: Option<Reading>,
 }
 
 /// Where the order of lines comes from.
@@ -70,7 +67,6 @@ impl FileSource {
         index: Option<Arc<Index>>,
         closed: Arc<AtomicBool>,
         options: &ReadOptions,
-        reading: Option<Reading>,
     ) -> Result<Self, LogError> {
         let has_journal = run.state().has_journal;
         let position = Places { run: &run, index: index.as_deref() }.position(options.view, options.start)?;
@@ -84,7 +80,6 @@ impl FileSource {
             order: Order::File(Stream::Stdout),
             index,
             closed,
-            _reading: reading,
             run,
         };
         source.position = LineNumber(position);
@@ -190,6 +185,10 @@ impl FileSource {
         let (lines, bytes) = (end.0.checked_sub(reader.line())?, end.1.saturating_sub(reader.offset()));
         if lines == 0 {
             return None;
+        }
+        // Its file was not open when it went.
+        if let Some(stone) = self.run.state().evicted.clone() {
+            return Some(Step::Event(ReadEvent::End(ReadEnd::Evicted(stone))));
         }
         let gap = Gap { stream, after: LineNumber(reader.line()), lines, bytes, reason: GapReason::Corrupt };
         tracing::error!(run = %self.run.id, %stream, lines, "a log file does not hold what was written to it");
@@ -420,7 +419,9 @@ impl FileSource {
     /// Why there is nothing more, if the read is at its end.
     fn end(&self) -> Option<ReadEnd> {
         let state = self.run.state();
-        if let Some(tombstone) = &state.evicted {
+        // Who does not follow has everything, and how it ended: files that are open stay whole.
+        let has_all = !self.follow && state.run.state.is_over();
+        if let Some(tombstone) = state.evicted.as_ref().filter(|_| !has_all) {
             Some(ReadEnd::Evicted(tombstone.clone()))
         } else if state.run.state.is_over() {
             Some(ReadEnd::Complete(Box::new(state.metadata())))

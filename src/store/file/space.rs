@@ -23,6 +23,11 @@ impl Floor {
         Self { min_free_bytes, seen_at: None, bytes_since: 0, below: false }
     }
 
+    /// Room was made: what was seen before does not hold any more.
+    pub(crate) const fn look_again(&mut self) {
+        self.seen_at = None;
+    }
+
     /// Whether nothing may be appended to a file now; `bytes` is how many there are to append.
     pub(crate) fn is_reached(&mut self, file: &AppendFile, bytes: usize, now: UnixMicros) -> bool {
         if self.min_free_bytes == 0 {
@@ -34,7 +39,7 @@ impl Floor {
         if !holds || self.bytes_since >= CHECK_BYTES {
             (self.seen_at, self.bytes_since) = (Some(now), 0);
             // A disk that can't be asked is not known to be full.
-            self.below = file.disk().is_ok_and(|disk| disk.free < self.min_free_bytes.min(disk.size / 2));
+            self.below = file.disk().is_ok_and(|disk| disk.free < disk.floor(self.min_free_bytes));
         }
         self.below
     }

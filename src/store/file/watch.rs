@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
@@ -13,6 +13,7 @@ use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use crate::error::LogError;
 use crate::layout::RunFolder;
 use crate::run::JobRunId;
+use crate::store::file::handle::Lent;
 use crate::store::file::reconcile::{look, look_around};
 use crate::store::file::shared::{Shared, Tracked};
 
@@ -52,13 +53,13 @@ impl Watch {
         shared.layout.create()?;
         let folder = shared.layout.job_runs();
         let (tasks, inbox) = mpsc::channel();
-        let of_events = (Arc::downgrade(shared), tasks.clone());
+        let of_events = (Lent::new(shared), tasks.clone());
         let watcher = notify::recommended_watcher(move |event| on_event(&of_events.0, &of_events.1, event))
             .map_err(|error| LogError::io("watching", folder)(std::io::Error::other(error)))?;
-        let weak = Arc::downgrade(shared);
+        let store = Lent::new(shared);
         thread::Builder::new()
             .name("adopter".into())
-            .spawn(move || work(&weak, &inbox))
+            .spawn(move || work(&store, &inbox))
             .map_err(LogError::io("starting a thread for", folder))?;
         Ok(Self { watcher: Mutex::new(Some(watcher)), begun: AtomicBool::new(false), tasks })
     }
@@ -115,7 +116,7 @@ impl Watch {
 }
 
 /// Deals with what inotify tells.
-fn on_event(shared: &Weak<Shared>, tasks: &mpsc::Sender<Task>, event: notify::Result<Event>) {
+fn on_event(store: &Lent, tasks: &mpsc::Sender<Task>, event: notify::Result<Event>) {
     let event = match event {
         Ok(event) if event.need_rescan() => {
             let _ = tasks.send(Task::LookAround);
@@ -130,62 +131,73 @@ fn on_event(shared: &Weak<Shared>, tasks: &mpsc::Sender<Task>, event: notify::Re
     if !matches!(event.kind, EventKind::Create(_) | EventKind::Modify(_)) {
         return;
     }
-    let Some(shared) = shared.upgrade() else { return };
-    for path in &event.paths {
-        let Some(id) = shared.layout.run_of(path) else { continue };
-        match shared.tracked(&id) {
-            Some(Tracked::Foreign(foreign)) => shared.catch_up(&foreign),
-            Some(Tracked::Own(_)) => {}
-            None if path.parent() == Some(shared.layout.job_runs()) => {
-                let _ = tasks.send(Task::Look(id));
+    store.with(|shared| {
+        for path in &event.paths {
+            let Some(id) = shared.layout.run_of(path) else { continue };
+            match shared.tracked(&id) {
+                Some(Tracked::Foreign(foreign)) => shared.catch_up(&foreign),
+                Some(Tracked::Own(_)) => {}
+                None if path.parent() == Some(shared.layout.job_runs()) => {
+                    let _ = tasks.send(Task::Look(id));
+                }
+                None => {}
             }
-            None => {}
+        }
+    });
+}
+
+/// The second thread: takes up new runs, and asks of the others whether their writers live.
+fn work(store: &Lent, inbox: &mpsc::Receiver<Task>) {
+    let intervals = store.with(|shared| (shared.options.liveness_interval, shared.options.rescan_interval));
+    let Some((liveness, rescan)) = intervals else { return };
+    let mut next_look = Instant::now() + liveness;
+    let mut next_rescan = Instant::now() + rescan;
+    loop {
+        let task = match inbox.recv_timeout(next_look.saturating_duration_since(Instant::now())) {
+            Ok(Task::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+            Ok(task) => Some(task),
+            Err(RecvTimeoutError::Timeout) => None,
+        };
+        let worked = store.with(|shared| {
+            if let Some(task) = task {
+                carry_out(shared, task);
+            }
+            if Instant::now() >= next_look {
+                for tracked in shared.all_tracked() {
+                    if let Tracked::Foreign(foreign) = tracked {
+                        shared.catch_up(&foreign);
+                        check_writer(shared, &foreign);
+                    }
+                }
+                next_look = Instant::now() + liveness;
+            }
+            if Instant::now() >= next_rescan {
+                look_around(shared);
+                next_rescan = Instant::now() + rescan;
+            }
+        });
+        if worked.is_none() {
+            return;
         }
     }
 }
 
-/// The second thread: takes up new runs, and asks of the others whether their writers live.
-fn work(shared: &Weak<Shared>, inbox: &mpsc::Receiver<Task>) {
-    let Some((liveness, rescan)) =
-        shared.upgrade().map(|shared| (shared.options.liveness_interval, shared.options.rescan_interval))
-    else {
-        return;
-    };
-    let mut next_look = Instant::now() + liveness;
-    let mut next_rescan = Instant::now() + rescan;
-    loop {
-        let task = inbox.recv_timeout(next_look.saturating_duration_since(Instant::now()));
-        let Some(shared) = shared.upgrade() else { return };
-        match task {
-            Ok(Task::Begin) => {
-                if let Some(watch) = shared.watching() {
-                    watch.watch_all(shared.layout.job_runs());
-                }
-                look_around(&shared);
+fn carry_out(shared: &Arc<Shared>, task: Task) {
+    match task {
+        Task::Begin => {
+            if let Some(watch) = shared.watching() {
+                watch.watch_all(shared.layout.job_runs());
             }
-            Ok(Task::Look(id)) => look(&shared, &id, None),
-            Ok(Task::LookAround) => look_around(&shared),
-            Ok(Task::Unwatch(folder)) => {
-                if let Some(watch) = shared.watching() {
-                    watch.remove(&folder);
-                }
+            look_around(shared);
+        }
+        Task::Look(id) => look(shared, &id, None),
+        Task::LookAround => look_around(shared),
+        Task::Unwatch(folder) => {
+            if let Some(watch) = shared.watching() {
+                watch.remove(&folder);
             }
-            Ok(Task::Stop) | Err(RecvTimeoutError::Disconnected) => return,
-            Err(RecvTimeoutError::Timeout) => {}
         }
-        if Instant::now() >= next_look {
-            for tracked in shared.all_tracked() {
-                if let Tracked::Foreign(foreign) = tracked {
-                    shared.catch_up(&foreign);
-                    check_writer(&shared, &foreign);
-                }
-            }
-            next_look = Instant::now() + liveness;
-        }
-        if Instant::now() >= next_rescan {
-            look_around(&shared);
-            next_rescan = Instant::now() + rescan;
-        }
+        Task::Stop => {}
     }
 }
 

@@ -96,7 +96,6 @@ async fn a_store_that_goes_leaves_what_it_was_compressing_as_it_was() {
             store.close().unwrap();
         }
         drop(store);
-        is_let_go_of(folder.path());
         let store = compressing(folder.path(), Duration::ZERO);
         assert!(read(&store, "x", ReadOptions::new(View::All)).await == before);
         wait_until("it goes on", || is_compressed(folder.path(), "x"));

@@ -5,7 +5,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
-use databuild_logs::{FileLogStore, FileStoreOptions, LogError, LogStore, RunQuery, RunSpec, Stream};
+use databuild_logs::{
+    CheckOptions, FileLogStore, FileStoreOptions, LogError, LogStore, RunQuery, RunSpec, Stream, check_index,
+};
+use redb::{Database, ReadableTable, TableDefinition};
 
 use super::{assert_numbered, dump, id, index_file, lines, numbered, open, quarantined, success};
 use crate::support::wait_until;
@@ -213,6 +216,57 @@ async fn flipped_bits_never_give_a_wrong_line() {
         drop(store.close());
     }
     assert!(errors < 20, "most flips cost nothing but a look at the folders: {errors}");
+}
+
+/// Flips a bit in the middle of the record of run number `number`, so that only its checksum tells.
+fn damage_record(folder: &Path, number: u64) {
+    let runs = TableDefinition::<'_, u64, &[u8]>::new("runs");
+    let database = Database::open(index_file(folder)).unwrap();
+    let transaction = database.begin_write().unwrap();
+    {
+        let mut table = transaction.open_table(runs).unwrap();
+        let mut record = table.get(number).unwrap().unwrap().value().to_vec();
+        let middle = record.len() / 2;
+        record[middle] ^= 1;
+        table.insert(number, record.as_slice()).unwrap();
+    }
+    transaction.commit().unwrap();
+}
+
+#[tokio::test]
+async fn one_damaged_record_of_a_run_fails_no_open_and_hides_no_run() {
+    for number in 1..=3 {
+        for is_read_first in [false, true] {
+            let folder = folder();
+            damage_record(folder.path(), number);
+            let store = open(folder.path());
+            if is_read_first {
+                for run in ["a", "b", "c"] {
+                    assert_numbered(&store, run, LINES).await;
+                    assert_eq!(store.run(&id(run)).unwrap().stdout.lines, LINES);
+                }
+            }
+            all_is_right(&store).await;
+            store.close().unwrap();
+            let report =
+                check_index(folder.path(), CheckOptions { deep: true, repair: false }, |_| ()).unwrap();
+            assert_eq!(report.findings, [], "run {number} is in the index again");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_record_of_a_run_is_found_and_mended_offline() {
+    for number in 1..=3 {
+        let folder = folder();
+        damage_record(folder.path(), number);
+        let check =
+            |repair| check_index(folder.path(), CheckOptions { deep: false, repair }, |_| ()).unwrap();
+        assert!(!check(false).is_clean(), "run {number}");
+        assert!(check(true).is_clean(), "run {number}");
+        assert_eq!(check(false).findings, [], "run {number}");
+        all_is_right(&open(folder.path())).await;
+    }
 }
 
 #[test]

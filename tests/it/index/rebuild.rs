@@ -245,7 +245,7 @@ fn a_dump_is_an_object_a_line() {
         done.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(rows, dump(&logs));
     let tables: Vec<_> = rows.iter().map(|row| row["table"].as_str().unwrap()).collect();
-    assert_eq!(tables, ["runs", "checkpoints", "checkpoints", "evictable"]);
+    assert_eq!(tables, ["runs", "checkpoints", "checkpoints", "evictable", "totals"]);
     assert_eq!(rows[0]["run"], "r1");
     databuild.run(&["index", "dump", "--log-dir", "/nonexistent"]).code(1).says("does not exist");
 }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
@@ -65,6 +66,29 @@ impl Databuild {
 
     pub(crate) fn start(&self, args: &[&str]) -> Running {
         Running::new(self.command(args).spawn().unwrap())
+    }
+
+    /// Starts it under `strace`, which writes what it sees to `trace`. `options` say which system calls that is, and
+    /// what becomes of them.
+    pub(crate) fn start_traced(&self, trace: &Path, options: &[&str], args: &[&str]) -> Running {
+        let mut all = vec!["-f", "-qq", "-o", trace.to_str().unwrap()];
+        all.extend(options);
+        self.start_by("strace", &all, args)
+    }
+
+    /// Has another program start it, which is given options and then the command line.
+    pub(crate) fn start_by(&self, program: &str, options: &[&str], args: &[&str]) -> Running {
+        let tool = self.command(args);
+        let mut command = Command::new(program);
+        command.args(options).arg(tool.get_program()).args(tool.get_args());
+        for (name, value) in tool.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        Running::new(child.unwrap_or_else(|error| panic!("{program}: {error}")))
     }
 }
 

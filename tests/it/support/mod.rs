@@ -2,6 +2,7 @@
 
 pub(crate) mod browser;
 pub(crate) mod cli;
+pub(crate) mod disk;
 pub(crate) mod faulty;
 pub(crate) mod http;
 pub(crate) mod sse;

@@ -12,7 +12,8 @@ use databuild_logs::{Completion, GapNotice, GapReason, JobMetadata, JobRunId, St
 pub(crate) use lines::{Format, Printer, Style, Terminal, printable};
 pub(crate) use table::{Table, terminal_width};
 pub(crate) use units::bytes as byte_count;
-use units::{bytes, duration};
+use units::bytes;
+pub(crate) use units::duration;
 
 /// A line on stderr. Nothing can be done when it can't be written.
 pub(crate) fn note(line: impl Display) {

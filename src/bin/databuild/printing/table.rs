@@ -1,8 +1,9 @@
 //! A table of runs, fitted to the terminal.
 
+use std::collections::HashSet;
 use std::io::{self, IsTerminal, Write};
 
-use databuild_logs::{Exit, JobMetadata, StateKind, UnixMicros};
+use databuild_logs::{Exit, JobMetadata, JobRunId, StateKind, UnixMicros};
 
 use super::command;
 use super::units::{bytes, duration};
@@ -22,8 +23,9 @@ pub(crate) struct Table {
 
 impl Table {
     /// The runs as they are at this moment.
-    pub(crate) fn new(runs: &[JobMetadata], now: UnixMicros) -> Self {
-        Self { rows: runs.iter().map(|run| (run.state.kind(), row(run, now))).collect() }
+    pub(crate) fn new(runs: &[JobMetadata], pinned: &HashSet<JobRunId>, now: UnixMicros) -> Self {
+        let row = |run: &JobMetadata| (run.state.kind(), row(run, pinned.contains(run.id()), now));
+        Self { rows: runs.iter().map(row).collect() }
     }
 
     /// Writes the table. Only the last column is shortened to fit the width, if there is one.
@@ -57,7 +59,7 @@ impl Table {
     }
 }
 
-fn row(run: &JobMetadata, now: UnixMicros) -> [String; 8] {
+fn row(run: &JobMetadata, pinned: bool, now: UnixMicros) -> [String; 8] {
     let exit = match run.state.exit() {
         Some(Exit::Code(code)) => code.to_string(),
         Some(Exit::Signal(signal)) => format!("SIG {signal}"),
@@ -66,7 +68,7 @@ fn row(run: &JobMetadata, now: UnixMicros) -> [String; 8] {
     let took = run.duration_ms().unwrap_or_else(|| now.millis_since(run.started_at));
     [
         run.id().to_string(),
-        run.state.kind().to_string(),
+        format!("{}{}", run.state.kind(), if pinned { ", pinned" } else { "" }),
         exit,
         seconds(run.started_at),
         duration(took),
@@ -125,31 +127,32 @@ mod tests {
             [run("a", RunState::Running), run("longer", RunState::Failed { ended, exit: Exit::Signal(9) })];
         let mut out = Vec::new();
         let now = UnixMicros(started.0 + 61_000_000);
-        Table::new(&runs, now).write(&mut out, width, color).unwrap();
+        let pinned = HashSet::from(["longer".parse().unwrap()]);
+        Table::new(&runs, &pinned, now).write(&mut out, width, color).unwrap();
         String::from_utf8(out).unwrap()
     }
 
     #[test]
     fn columns_are_as_wide_as_what_is_in_them() {
         let expected = "\
-RUN     STATE     EXIT  STARTED                    TOOK  LINES    SIZE  COMMAND
-a       running      -  2026-09-21 14:13:20Z  1 min 1 s     12  3.4 kB  make everything
-longer  failed   SIG 9  2026-09-21 14:13:20Z    1.234 s     12  3.4 kB  make everything
+RUN     STATE            EXIT  STARTED                    TOOK  LINES    SIZE  COMMAND
+a       running             -  2026-09-21 14:13:20Z  1 min 1 s     12  3.4 kB  make everything
+longer  failed, pinned  SIG 9  2026-09-21 14:13:20Z    1.234 s     12  3.4 kB  make everything
 ";
         assert_eq!(table(None, false), expected);
     }
 
     #[test]
     fn the_command_is_shortened_to_the_terminal() {
-        let text = table(Some(80), false);
-        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        let text = table(Some(87), false);
+        assert!(text.lines().all(|line| line.chars().count() <= 87), "{text}");
         assert!(text.contains("make ev…"), "{text}");
         assert!(table(Some(3), false).lines().skip(1).all(|line| line.ends_with('…')));
     }
 
     #[test]
     fn states_are_coloured_only_when_that_is_wanted() {
-        assert!(table(None, true).contains("\x1b[31mfailed\x1b[0m"));
+        assert!(table(None, true).contains("\x1b[31mfailed, pinned\x1b[0m"));
         assert!(!table(None, false).contains('\x1b'));
     }
 }

@@ -1,7 +1,7 @@
 //! Amounts for people.
 
 /// `1.234 s`, `2 min 3 s`, `1 h 2 min`.
-pub(super) fn duration(ms: u64) -> String {
+pub(crate) fn duration(ms: u64) -> String {
     let s = ms / 1000;
     match s {
         0..60 => format!("{s}.{:03} s", ms % 1000),

@@ -1,0 +1,516 @@
+//! Evicting runs: which ones, how, and how an eviction that was cut short is finished.
+//!
+//! A run goes in four steps: who reads it is told; its folder is moved to the trash, under a name that says when and
+//! why; its rows leave the index and a tombstone takes their place, in one commit for many runs; its files are
+//! removed. On a full disk the logs are removed before the commit, which needs room itself. Whatever step a crash
+//! comes after, what is in the trash tells how to go on.
+
+use std::collections::{HashMap, HashSet};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use crate::error::LogError;
+use crate::index::{Changes, Index, Known, RunNumber};
+use crate::layout::{Disk, Layout, Removal, RunFolder, Trashed};
+use crate::line::UnixMicros;
+use crate::meter;
+use crate::retention::{
+    Candidate, EvictedRun, EvictionReason, GcReport, GcRequest, KeptRun, RetentionPolicy, Standing, plan,
+};
+use crate::run::{JobRunId, Tombstone};
+use crate::store::file::commit::commit_all;
+use crate::store::file::live::LiveRun;
+use crate::store::file::reconcile::mend;
+use crate::store::file::shared::Shared;
+
+/// Runs that are evicted with one commit.
+const BATCH: usize = 256;
+/// Runs that one request evicts.
+const MOST_EVICTED: usize = 1_000;
+/// Runs that a request names which evicts none.
+const MOST_NAMED: usize = 10_000;
+/// What an eviction on a full disk leaves free beyond the floor, so that what comes next finds room.
+const ROOM: u64 = 1024 * 1024;
+/// After a try that freed nothing, how long until the next.
+const NEXT_RESCUE: Duration = Duration::from_secs(1);
+
+/// What has to be known of evictions under way, and of who reads what may be evicted.
+#[derive(Debug, Default)]
+pub(crate) struct Evictions {
+    /// One eviction at a time.
+    turn: Mutex<Turn>,
+    /// Runs that are being evicted: their folders are gone, and the index may still have them.
+    going: Mutex<HashMap<JobRunId, Tombstone>>,
+    /// Runs that are being read, whether they are over or not yet.
+    readers: Mutex<Readers>,
+}
+
+/// What only the one that evicts looks at.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    /// Whether something may be in the trash.
+    trash: bool,
+    /// Runs that could not be evicted: others go in their place.
+    refused: HashSet<RunNumber>,
+    /// Those of them that may go the next time.
+    busy: Vec<RunNumber>,
+    /// When freeing space was last tried in vain.
+    in_vain: Option<Instant>,
+    /// What takes up space beside the runs and the index, as it was seen last.
+    beside: Option<u64>,
+}
+
+impl Default for Turn {
+    fn default() -> Self {
+        Self { trash: true, refused: HashSet::new(), busy: Vec::new(), in_vain: None, beside: None }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Readers {
+    by_id: HashMap<JobRunId, Weak<LiveRun>>,
+    /// How many there may be before those that are done are let go of.
+    sweep_at: usize,
+}
+
+/// How much is to go at once, and what is done with it.
+#[derive(Clone, Copy, Debug)]
+struct Order {
+    policy: RetentionPolicy,
+    /// Bytes that have to become free in any case.
+    to_free: u64,
+    dry_run: bool,
+    at_most: usize,
+}
+
+/// A run whose turn it is.
+struct Victim {
+    row: Candidate,
+    reason: EvictionReason,
+    stone: Tombstone,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Evictions {
+    /// Keeps everybody from evicting.
+    pub(crate) fn none_for_now(&self) -> MutexGuard<'_, Turn> {
+        lock(&self.turn)
+    }
+
+    /// What is left of a run that is just being evicted.
+    pub(crate) fn going(&self, id: &JobRunId) -> Option<Tombstone> {
+        lock(&self.going).get(id).cloned()
+    }
+
+    /// Notes that a run is read: who reads it wants to know when it is evicted. Gives the run that others read
+    /// already.
+    pub(crate) fn note_reader(&self, run: Arc<LiveRun>) -> Arc<LiveRun> {
+        let mut readers = lock(&self.readers);
+        if let Some(known) = readers.by_id.get(&run.id).and_then(Weak::upgrade)
+            && known.number == run.number
+        {
+            return known;
+        }
+        if readers.by_id.len() >= readers.sweep_at {
+            readers.by_id.retain(|_, run| run.strong_count() > 0);
+            readers.sweep_at = 64.max(readers.by_id.len() * 2);
+        }
+        readers.by_id.insert(run.id.clone(), Arc::downgrade(&run));
+        run
+    }
+
+    /// Whether somebody reads a run at this moment.
+    pub(crate) fn has_reader(&self, id: &JobRunId) -> bool {
+        lock(&self.readers).by_id.get(id).is_some_and(|run| run.strong_count() > 0)
+    }
+
+    /// From now on nobody finds the run, and who reads it knows that it is going.
+    fn hide(&self, stone: &Tombstone) {
+        lock(&self.going).insert(stone.id.clone(), stone.clone());
+        self.tell_readers(&stone.id, Some(stone));
+    }
+
+    /// The run stays after all.
+    fn show(&self, id: &JobRunId) {
+        lock(&self.going).remove(id);
+        self.tell_readers(id, None);
+    }
+
+    fn tell_readers(&self, id: &JobRunId, stone: Option<&Tombstone>) {
+        let run = lock(&self.readers).by_id.get(id).and_then(Weak::upgrade);
+        if let Some(run) = run {
+            run.change(|state| state.evicted = stone.cloned().map(Box::new));
+        }
+    }
+}
+
+impl Shared {
+    /// Evicts what the policy and the request say.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Unsupported`] in a store without its index; [`LogError::Closed`], or what the index said.
+    pub(crate) fn gc(&self, request: &GcRequest) -> Result<GcReport, LogError> {
+        let index = self.index_to_evict()?;
+        self.wait_until_discovered();
+        commit_all(self, index);
+        let order = Order {
+            policy: request.over(self.options.retention),
+            to_free: 0,
+            dry_run: request.dry_run,
+            at_most: if request.dry_run { MOST_NAMED } else { MOST_EVICTED },
+        };
+        let mut turn = lock(&self.evictions.turn);
+        // Whoever asks may have mended what stood in the way.
+        turn.refused.clear();
+        self.evict(index, &mut turn, order)
+    }
+
+    /// Evicts what the store's own policy says, and finishes what was begun before.
+    pub(crate) fn keep_policy(&self) -> Result<(), LogError> {
+        let index = self.index_to_evict()?;
+        let mut turn = lock(&self.evictions.turn);
+        if std::mem::take(&mut turn.trash)
+            && let Err(error) = self.empty_trash(index)
+        {
+            turn.trash = true;
+            tracing::warn!(%error, "evictions that were cut short are finished later");
+        }
+        let policy = self.options.retention;
+        let order = Order { policy, to_free: 0, dry_run: false, at_most: MOST_EVICTED };
+        while policy.is_on() && !self.is_closed() && self.evict(index, &mut turn, order)?.more {}
+        Ok(())
+    }
+
+    /// Looks again at everything that is only looked at now and then.
+    pub(crate) fn forget_what_was_seen(&self) {
+        let mut turn = lock(&self.evictions.turn);
+        (turn.beside, turn.trash) = (None, true);
+        turn.refused.clear();
+    }
+
+    /// Evicts the oldest runs until the disk has so many bytes more than it is to keep free. Gives whether it has
+    /// them. Nothing is evicted when nothing ever is.
+    pub(crate) fn make_room(&self, bytes: u64) -> bool {
+        let (policy, Ok(index)) = (self.options.retention, self.index_to_evict()) else { return false };
+        let lacking = |room: u64| {
+            let disk = Disk::at(self.layout.root()).ok()?;
+            let floor = disk.floor(self.options.min_free_bytes);
+            Some((floor + bytes + room).saturating_sub(disk.free))
+        };
+        if !policy.is_on() {
+            return false;
+        }
+        let mut turn = lock(&self.evictions.turn);
+        // Somebody else may have made room while this waited for its turn.
+        match lacking(ROOM / 4) {
+            Some(0) => return true,
+            None => return false,
+            Some(_) => {}
+        }
+        if turn.in_vain.is_some_and(|at| at.elapsed() < NEXT_RESCUE) {
+            return false;
+        }
+        let only_for_room = RetentionPolicy { max_age: None, max_bytes: None, ..policy };
+        let to_free = lacking(ROOM).unwrap_or(0);
+        let order = Order { policy: only_for_room, to_free, dry_run: false, at_most: usize::MAX };
+        let mut evicted = self.evict(index, &mut turn, order);
+        if matches!(&evicted, Ok(report) if report.evicted.is_empty()) {
+            // Runs may have ended that the index has not heard of yet.
+            commit_all(self, index);
+            evicted = self.evict(index, &mut turn, order);
+        }
+        if let Err(error) = evicted {
+            tracing::error!(%error, "making room on a full disk");
+        }
+        let has_room = lacking(0) == Some(0);
+        turn.in_vain = (!has_room).then(Instant::now);
+        has_room
+    }
+
+    /// Whether logs take more of the disk than they should.
+    pub(crate) fn lacks_room(&self) -> bool {
+        let Ok(disk) = Disk::at(self.layout.root()) else { return false };
+        disk.free < disk.floor(self.options.min_free_bytes).max(ROOM / 4)
+    }
+
+    /// Tells the metrics how things stand.
+    pub(crate) fn tell_metrics(&self) {
+        let Some(index) = &self.index else { return };
+        let live = self.all_tracked().iter().filter(|tracked| !tracked.run().is_over()).count() as u64;
+        let (Ok(totals), Ok(disk)) = (index.totals(), Disk::at(self.layout.root())) else { return };
+        let beside = lock(&self.evictions.turn).beside.unwrap_or(0);
+        let bytes = totals.finished_bytes + self.bytes_of_live_and_index() + beside;
+        meter::stands(live, totals.finished, bytes, disk.free);
+    }
+
+    fn index_to_evict(&self) -> Result<&Index, LogError> {
+        if self.is_closed() {
+            return Err(LogError::Closed);
+        }
+        let what = "a folder that is opened without its index evicts nothing";
+        self.index.as_deref().ok_or(LogError::Unsupported { what })
+    }
+
+    /// Evicts what there is to evict, a batch at a time.
+    fn evict(&self, index: &Index, turn: &mut Turn, order: Order) -> Result<GcReport, LogError> {
+        let begun = Instant::now();
+        let mut report = GcReport { dry_run: order.dry_run, ..GcReport::default() };
+        for number in std::mem::take(&mut turn.busy) {
+            turn.refused.remove(&number);
+        }
+        let refused_before = turn.refused.clone();
+        let mut left = order;
+        let mut bytes = self.bytes_of_all(index, turn)?;
+        loop {
+            if self.is_closed() {
+                return Err(LogError::Closed);
+            }
+            left.at_most = (order.at_most - report.evicted.len()).min(BATCH);
+            let (planned, more) = self.planned(index, turn, left, bytes)?;
+            report.more = more;
+            if planned.is_empty() {
+                break;
+            }
+            let victims = self.look_at(index, turn, planned, order, &mut report)?;
+            let gone = match order.dry_run {
+                true => victims,
+                false => self
+                    .carry_out(index, turn, victims, order, &mut report)
+                    .inspect_err(|_| turn.trash = true)?,
+            };
+            if order.dry_run {
+                turn.refused.extend(gone.iter().map(|victim| victim.row.number));
+            }
+            for victim in gone {
+                bytes = bytes.saturating_sub(victim.row.bytes);
+                left.to_free = left.to_free.saturating_sub(victim.row.bytes);
+                report.evicted.push(EvictedRun {
+                    id: victim.stone.id,
+                    ended_at: victim.row.ended,
+                    bytes: victim.row.bytes,
+                    reason: victim.reason,
+                    why: victim.stone.reason,
+                });
+            }
+        }
+        report.bytes_after = bytes;
+        match order.dry_run {
+            true => turn.refused = refused_before,
+            false => meter::gc_took(begun.elapsed()),
+        }
+        Ok(report)
+    }
+
+    fn planned(
+        &self,
+        index: &Index,
+        turn: &Turn,
+        order: Order,
+        bytes: u64,
+    ) -> Result<(Vec<(Candidate, EvictionReason)>, bool), LogError> {
+        let totals = index.totals()?;
+        let standing = Standing {
+            now: UnixMicros::now(),
+            runs: totals.evictable.saturating_sub(turn.refused.len() as u64),
+            bytes,
+            to_free: order.to_free,
+        };
+        index.oldest_first(|rows| {
+            let rows = rows.filter(|row| !turn.refused.contains(&row.number));
+            let mut planned = plan(rows, standing, order.policy);
+            let victims: Vec<_> = planned.by_ref().take(order.at_most).collect();
+            let more = planned.next().is_some();
+            (victims, more)
+        })
+    }
+
+    /// Looks at the runs whose turn it is, and leaves out those that can't go. They are not tried again: others go in
+    /// their place.
+    fn look_at(
+        &self,
+        index: &Index,
+        turn: &mut Turn,
+        planned: Vec<(Candidate, EvictionReason)>,
+        order: Order,
+        report: &mut GcReport,
+    ) -> Result<Vec<Victim>, LogError> {
+        let evicted_at = UnixMicros::now();
+        let mut victims = Vec::new();
+        for (row, reason) in planned {
+            let Some(record) = index.record(row.number)? else {
+                turn.refused.insert(row.number);
+                continue;
+            };
+            let id = record.run.id().clone();
+            let hindrance = match self.tracked(&id) {
+                Some(_) => {
+                    turn.busy.push(row.number);
+                    Some("its end is just being written")
+                }
+                None => self.hindrance(index, &id, row.number, order.dry_run)?,
+            };
+            if let Some(why) = hindrance {
+                turn.refused.insert(row.number);
+                report.kept.push(KeptRun { id, why: why.to_owned() });
+                continue;
+            }
+            let stone = Tombstone::of(&record.run, evicted_at, reason.under(&order.policy));
+            victims.push(Victim { row, reason, stone });
+        }
+        Ok(victims)
+    }
+
+    /// Why a run can't go, if it can't. What the index has not heard of yet it hears now.
+    fn hindrance(
+        &self,
+        index: &Index,
+        id: &JobRunId,
+        number: RunNumber,
+        dry_run: bool,
+    ) -> Result<Option<&'static str>, LogError> {
+        let folder = self.layout.run(id);
+        if folder.is_there() {
+            if !folder.is_pinned() {
+                return Ok(None);
+            }
+            if !dry_run {
+                let pins = vec![(number, true)];
+                index.commit(&Changes { pins, ..Changes::default() })?;
+            }
+            return Ok(Some("it is pinned"));
+        }
+        if !dry_run {
+            // There is nothing that could be removed, and what is not there takes up nothing.
+            self.forget_rows(number);
+        }
+        Ok(Some("its folder is not there, or is a link"))
+    }
+
+    /// Evicts runs, and gives those that are gone.
+    fn carry_out(
+        &self,
+        index: &Index,
+        turn: &mut Turn,
+        victims: Vec<Victim>,
+        order: Order,
+        report: &mut GcReport,
+    ) -> Result<Vec<Victim>, LogError> {
+        let mut gone = Vec::new();
+        for victim in victims {
+            let id = &victim.stone.id;
+            self.evictions.hide(&victim.stone);
+            self.compressions.wait_for(id);
+            match self.layout.move_to_trash(id, victim.stone.evicted_at, victim.reason.as_str()) {
+                Ok(folder) => gone.push((victim, folder)),
+                Err(error) => {
+                    self.evictions.show(id);
+                    tracing::warn!(%error, run = %id, "a run can't be evicted");
+                    turn.refused.insert(victim.row.number);
+                    report.kept.push(KeptRun { id: id.clone(), why: error.to_string() });
+                }
+            }
+        }
+        if order.to_free > 0 {
+            gone.iter().for_each(|(_, folder)| remove(folder, Removal::LogsOnly));
+        }
+        let rows: Vec<_> =
+            gone.iter().map(|(victim, _)| (Some(victim.row.number), victim.stone.clone())).collect();
+        self.commit_evicted(index, &rows)?;
+        let mut evicted = Vec::new();
+        for (victim, folder) in gone {
+            lock(&self.evictions.going).remove(&victim.stone.id);
+            remove(&folder, Removal::Everything);
+            let Victim { row, reason, stone } = &victim;
+            tracing::info!(run = %stone.id, bytes = row.bytes, why = %stone.reason, "a run is evicted");
+            meter::evicted(reason.as_str(), 1, row.bytes);
+            evicted.push(victim);
+        }
+        Ok(evicted)
+    }
+
+    /// Writes evictions to the index, and tries once more when that was only stuck. What can't be written is in the
+    /// trash, and is written when that is emptied.
+    fn commit_evicted(&self, index: &Index, rows: &[(Option<RunNumber>, Tombstone)]) -> Result<(), LogError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let committed = index.evict(rows).or_else(|_| {
+            mend(self, index);
+            index.evict(rows)
+        });
+        meter::committed(committed.is_ok());
+        committed
+    }
+
+    /// Finishes evictions that were cut short.
+    fn empty_trash(&self, index: &Index) -> Result<(), LogError> {
+        let trash = self.layout.list_trash()?;
+        for batch in trash.chunks(BATCH) {
+            let mut rows = Vec::new();
+            for trashed in batch {
+                rows.extend(outstanding(index, &self.layout, trashed, &self.options.retention)?);
+            }
+            self.commit_evicted(index, &rows)?;
+            for trashed in batch {
+                lock(&self.evictions.going).remove(&trashed.id);
+                remove(&trashed.folder, Removal::Everything);
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes that everything under the log folder takes up.
+    fn bytes_of_all(&self, index: &Index, turn: &mut Turn) -> Result<u64, LogError> {
+        let beside = *turn.beside.get_or_insert_with(|| self.layout.bytes_beside_runs());
+        Ok(index.totals()?.finished_bytes + self.bytes_of_live_and_index() + beside)
+    }
+
+    /// Both grow while nobody counts, so they are looked at each time.
+    fn bytes_of_live_and_index(&self) -> u64 {
+        let live: u64 = self
+            .all_tracked()
+            .iter()
+            .filter(|tracked| !tracked.run().is_over())
+            .map(|tracked| tracked.run().folder.live_bytes())
+            .sum();
+        live + fs::metadata(self.layout.index()).map_or(0, |file| file.blocks() * 512)
+    }
+}
+
+/// What the index still has to hear of an eviction that was cut short, if anything.
+pub(crate) fn outstanding(
+    index: &Index,
+    layout: &Layout,
+    trashed: &Trashed,
+    policy: &RetentionPolicy,
+) -> Result<Option<(Option<RunNumber>, Tombstone)>, LogError> {
+    let (number, run) = match index.find(&trashed.id)? {
+        // It may be another run, begun since.
+        Some(Known::Run(..)) if layout.run(&trashed.id).is_there() => return Ok(None),
+        Some(Known::Run(number, record)) => (Some(number), Some(record.run)),
+        Some(Known::Evicted(stone)) if stone.evicted_at >= trashed.at => return Ok(None),
+        Some(Known::Evicted(_)) | None => (None, trashed.folder.read_metadata().ok().flatten()),
+    };
+    let Some(run) = run else { return Ok(None) };
+    let reason = EvictionReason::from_word(&trashed.reason);
+    let reason = reason.map_or(trashed.reason.clone(), |reason| reason.under(policy));
+    tracing::info!(run = %trashed.id, "an eviction that was cut short is finished");
+    Ok(Some((number, Tombstone::of(&run, trashed.at, reason))))
+}
+
+/// Removes what is ours of an evicted run. What can't be removed stays in the trash, and is tried again.
+fn remove(folder: &RunFolder, removal: Removal) {
+    match folder.remove_own_files(removal) {
+        Ok(foreign) if foreign.is_empty() || removal == Removal::LogsOnly => {}
+        Ok(foreign) => {
+            tracing::warn!(path = %folder.path().display(), ?foreign, "what others put into the folder of an evicted run stays there");
+        }
+        Err(error) => tracing::warn!(%error, "what is left of an evicted run can't be removed yet"),
+    }
+}
