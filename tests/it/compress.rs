@@ -4,6 +4,7 @@ mod background;
 mod crash;
 mod damage;
 mod retention;
+mod tools;
 
 use std::fs;
 use std::path::{Path, PathBuf};
