@@ -141,6 +141,7 @@ pub(crate) struct Moment {
     pub(crate) progress: Progress,
     pub(crate) tail: Vec<Arrival>,
     pub(crate) gaps: Arc<Vec<GapAt>>,
+    has_journal: bool,
     /// When the run ended; `None` while it goes on.
     pub(crate) ended: Option<UnixMicros>,
     /// Where each stream ends for now: lines, and the bytes up to the end of the last of them.
@@ -154,6 +155,7 @@ impl Moment {
             progress: state.progress,
             tail: state.tail.clone(),
             gaps: Arc::clone(&state.gaps),
+            has_journal: state.has_journal,
             ended: state.run.state.ended(),
             ends: Stream::BOTH.map(|stream| state.end_of(stream)),
         }
@@ -161,6 +163,16 @@ impl Moment {
 
     pub(crate) const fn is_over(&self) -> bool {
         self.ended.is_some()
+    }
+
+    /// The streams of which lines come that no mark tells of. The order of a run without a journal is that of its
+    /// streams, so of the second one nothing comes before the first has ended.
+    pub(crate) const fn without_marks(&self) -> &'static [Stream] {
+        match (self.is_over(), self.has_journal) {
+            (true, _) => &Stream::BOTH,
+            (false, false) => &[Stream::Stdout],
+            (false, true) => &[],
+        }
     }
 
     /// Where a stream ends for now: lines, and the bytes up to the end of the last of them.
