@@ -218,3 +218,6 @@ impl Stream for EventStream {
         Poll::Ready(Some(Ok(chunk)))
     }
 }
+
+#[cfg(test)]
+mod fuzz;

@@ -1,5 +1,7 @@
 //! A job run: its id, what was asked for, how it ended, and the document that says so.
 
+#[cfg(test)]
+mod fuzz;
 mod id;
 mod metadata;
 mod state;

@@ -5,6 +5,7 @@ pub(crate) mod cli;
 pub(crate) mod disk;
 pub(crate) mod faulty;
 pub(crate) mod http;
+pub(crate) mod mutate;
 pub(crate) mod sse;
 pub(crate) mod stores;
 
