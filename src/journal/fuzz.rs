@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::fuzz::{fixture, fuzz, in_bounded_memory, mutated, rounds};
+use crate::index::progress::{Checkpointer, Progress};
+use crate::line::UnixMicros;
 
 fn journals() -> Vec<Vec<u8>> {
     let mut with_gaps = HEADER.to_vec();
@@ -49,6 +51,8 @@ fn survives_its_bytes(record: &Record) {
 /// Reads a journal up to where it is sound no more, and checks every record.
 fn check_journal(bytes: &[u8]) {
     let mut at = 0;
+    let mut progress = Progress::start(UnixMicros(1 << 50), 0);
+    let mut checkpointer = Checkpointer::new();
     while let Parsed::Record(record, length) = in_bounded_memory(&bytes[at..], |rest| parse(rest, at as u64))
     {
         let rest = &bytes[at..];
@@ -69,8 +73,25 @@ fn check_journal(bytes: &[u8]) {
             assert!(matches!(torn, Parsed::Incomplete), "{torn:?} of {cut} of {length} bytes");
         }
         survives_its_bytes(&record);
+        if let Record::Arrival(arrival) = record {
+            follows(&mut progress, &mut checkpointer, &arrival);
+        }
         at += length;
     }
+}
+
+/// Whatever numbers a journal has, who follows it goes forward only.
+fn follows(progress: &mut Progress, checkpointer: &mut Checkpointer, arrival: &Arrival) {
+    let before = *progress;
+    if !progress.advance(arrival) {
+        assert_eq!(*progress, before, "what contradicts itself changes nothing");
+        return;
+    }
+    let (at, was) = (progress.of(arrival.stream), before.of(arrival.stream));
+    assert!(progress.time >= before.time && at.lines >= was.lines && at.line_start >= was.line_start);
+    assert!(at.line_start <= at.bytes && at.totals().lines >= at.lines && progress.lines() >= at.lines);
+    let found = checkpointer.after(arrival.stream, progress);
+    assert!(found.line.is_none_or(|place| (place.line, place.offset) == (at.lines, at.line_start)));
 }
 
 #[test]

@@ -34,6 +34,7 @@ fn a_metadata_file_is_refused_or_says_the_same_when_it_is_written_again() {
         let Ok(run) = in_bounded_memory(&text, read) else { return };
         let written = serde_json::to_vec(&run).unwrap();
         assert_eq!(read(&written).unwrap(), run, "{}", String::from_utf8_lossy(&written));
+        assert_eq!(run.stdout.plus(run.stderr), run.stderr.plus(run.stdout));
         let completion = run.completion();
         assert_eq!(completion.state, run.state.kind());
         assert_eq!(run.state.is_over(), completion.duration_ms.is_some());
