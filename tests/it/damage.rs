@@ -1,5 +1,7 @@
 //! What the file store makes of folders that were damaged, swapped or taken away.
 
+mod fuzz;
+
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::symlink;

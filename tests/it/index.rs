@@ -2,6 +2,7 @@
 
 mod check;
 mod damage;
+mod fuzz;
 mod rebuild;
 
 use std::fs;
