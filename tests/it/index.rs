@@ -2,6 +2,7 @@
 
 mod check;
 mod damage;
+mod faults;
 mod fuzz;
 mod rebuild;
 

@@ -67,7 +67,7 @@ fn whatever_is_in_a_runs_files_its_reads_end_and_number_every_line() {
     fuzz(rounds() / 20, inputs, |((run, name, bytes), as_service)| {
         let folder = tempfile::tempdir().unwrap();
         let of_run = folder.path().join("job_runs").join(run);
-        copy(&fixtures.join(run), &of_run);
+        copy_folder(&fixtures.join(run), &of_run);
         fs::write(of_run.join(name), bytes).unwrap();
         let store = if as_service { service(folder.path()) } else { other_process(folder.path()) };
         runtime.block_on(async {

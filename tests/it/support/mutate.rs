@@ -96,7 +96,7 @@ fn range(bytes: &[u8], from: Index, to: Index) -> std::ops::Range<usize> {
     let from = from.index(bytes.len() + 1);
     let longest = bytes.len() - from;
     let length = to.index(longest + 1);
-    from..from + if length % 4 == 0 { length } else { length % 16 }.min(longest)
+    from..from + if length.is_multiple_of(4) { length } else { length % 16 }.min(longest)
 }
 
 impl Edit {
