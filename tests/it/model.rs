@@ -181,8 +181,10 @@ async fn check_crashed(folder: &Path, runs: &[Run], with_index: bool) {
             if view == View::All && !run.flushed {
                 continue;
             }
-            let read = Read { view, from: 0, batch_bytes: 4096, times: true };
-            check(&store, run, read, true, "after a crash").await;
+            for times in [false, true] {
+                let read = Read { view, from: 0, batch_bytes: 4096, times };
+                check(&store, run, read, true, "after a crash").await;
+            }
         }
         let kind = store.run(&run.id).unwrap().state.kind();
         assert_eq!(kind, if run.is_over() { StateKind::Succeeded } else { StateKind::Lost });
@@ -232,8 +234,10 @@ async fn agrees(steps: Vec<Step>) {
     runs.last_mut().unwrap().finish();
     for run in &runs {
         for view in VIEWS {
-            let read = Read { view, from: 0, batch_bytes: 4096, times: false };
-            check(&store, run, read, true, "at the end").await;
+            for times in [false, true] {
+                let read = Read { view, from: 0, batch_bytes: 4096, times };
+                check(&store, run, read, true, "at the end").await;
+            }
         }
     }
     store.close().unwrap();

@@ -1,7 +1,7 @@
 //! Bytes that are almost right, for what has to read them. Unit tests use this file too, through `src/fuzz.rs`.
 //!
-//! All targets together take a few seconds. For a night: `DATABUILD_TEST_FUZZ_ROUNDS=10000000 cargo test fuzz`. What
-//! fails is made smaller, shown, and comes again with the `DATABUILD_TEST_FUZZ_SEED` that is printed with it.
+//! All targets together take a few seconds; `README.md` says how they go on for a night. What fails is made smaller, shown,
+//! and comes again with the `DATABUILD_TEST_FUZZ_SEED` that is printed with it.
 
 use std::collections::hash_map::RandomState;
 use std::fmt::Debug;
