@@ -26,12 +26,17 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
-/// Once somebody has opened the folder and closed it again, nothing in it disagrees with anything else.
+/// Whatever became of the index, every line of every run is there for whoever opens the folder next; and when that is
+/// closed, nothing in it disagrees with anything else.
 #[track_caller]
-fn is_sound(folder: &Path, what: &str) {
+fn has_all(folder: &Path, what: &str) {
     let store = open(folder);
-    store.runs(&RunQuery::default()).unwrap();
+    assert_eq!(store.runs(&RunQuery::default()).unwrap().runs.len(), 3, "{what}");
+    for run in ["a", "b", "new"] {
+        block_on(assert_numbered(&store, run, LINES));
+    }
     store.close().unwrap();
+    drop(store);
     let report = check_index(folder, CheckOptions { deep: true, repair: false }, |_| ()).unwrap();
     assert_eq!(report.findings, [], "{what}");
 }
@@ -77,12 +82,7 @@ fn fail_every(call: &str, templates: &[PathBuf]) -> (u32, u32) {
                 }
                 _ => panic!("{what}: {outcome:?}"),
             }
-            is_sound(&folder, &what);
-            let store = open(&folder);
-            assert_eq!(store.runs(&RunQuery::default()).unwrap().runs.len(), 3, "{what}");
-            for run in ["a", "b", "new"] {
-                block_on(assert_numbered(&store, run, LINES));
-            }
+            has_all(&folder, &what);
             if !injected {
                 break;
             }
@@ -103,6 +103,39 @@ fn whatever_call_on_the_index_fails_nothing_is_lost_and_a_refusal_names_the_file
         sweeps.map(|sweep| sweep.join().unwrap())
     });
     assert!(counts.iter().all(|(refused, done)| *refused > 0 && *done >= 2), "{counts:?}");
+}
+
+/// The same, and who writes the index is killed where it enters the call. It makes the index there, writes it in several
+/// commits, and closes it.
+#[test]
+fn killed_at_any_call_on_the_index_it_is_opened_again_or_made_anew() {
+    let home = tempfile::tempdir().unwrap();
+    let template = home.path().join("without-an-index");
+    make_folder(&template);
+    fs::remove_file(index_file(&template)).unwrap();
+    let kill_at_every = |call: &str| {
+        for n in 1.. {
+            assert!(n < 200, "{call} has no end");
+            let databuild = databuild();
+            let folder = logs(&databuild);
+            copy_folder(&template, &folder);
+            let point = format!("{call}:when={n}");
+            let outcome = databuild.run_killed_at(&point, &[index_file(&folder)], &dry_run(&folder));
+            has_all(&folder, &point);
+            match outcome.code {
+                Some(0) => return n - 1,
+                Some(137) | None => {}
+                _ => panic!("{point}: {outcome:?}"),
+            }
+        }
+        unreachable!()
+    };
+    let kills = thread::scope(|scope| {
+        let sweeps =
+            ["pwrite64", "fdatasync", "ftruncate"].map(|call| scope.spawn(move || kill_at_every(call)));
+        sweeps.map(|sweep| sweep.join().unwrap())
+    });
+    assert!(kills.iter().all(|&kills| kills >= 3), "{kills:?}");
 }
 
 /// Serves while the disk refuses one call of the thread that writes the index. Jobs run on all the while, and are
