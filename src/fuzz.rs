@@ -1,6 +1,7 @@
 //! For the tests that give a parser bytes which are almost right: `fuzz.rs` beside each.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
 
 #[path = "../tests/it/support/mutate.rs"]
 mod mutate;
@@ -24,4 +25,10 @@ pub(crate) fn in_memory_of<T>(allowed: usize, read: impl FnOnce() -> T) -> T {
     let value = outcome.expect("it was run").unwrap_or_else(|panic| resume_unwind(panic));
     assert!(taken <= allowed as u64, "{taken} bytes of memory where {allowed} are allowed");
     value
+}
+
+/// A file of the fixtures.
+pub(crate) fn fixture(name: &str) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }

@@ -5,6 +5,7 @@ mod buffered;
 mod cli;
 mod clock;
 mod composite;
+mod compress;
 mod conformance;
 mod crash;
 mod damage;

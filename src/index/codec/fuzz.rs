@@ -119,13 +119,14 @@ fn record() -> impl Strategy<Value = RunRecord> {
     let refs = || texts().prop_map(|names| names.into_iter().map(|name| PartitionRef { name }).collect());
     let deps = (refs(), refs()).prop_map(|(impacted, missing)| MissingDeps { impacted, missing });
     let run = (spec, time(), state(), totals(), totals(), vec(deps, 0..3), any::<Option<String>>(), texts());
-    (run, vec(gap(), 0..4), any::<bool>(), any::<u64>()).prop_map(|(run, gaps, has_journal, disk_bytes)| {
+    let rest = any::<(bool, u64, bool)>();
+    (run, vec(gap(), 0..4), rest).prop_map(|(run, gaps, (has_journal, disk_bytes, compressed))| {
         let (spec, started_at, state, stdout, stderr, missing_deps, note, other) = run;
         let (id, command, building_partitions, labels, host, created_at) = spec;
         let spec = RunSpec { id, command, building_partitions, labels, host, created_at };
         let other = other.into_iter().map(|name| (name.clone(), name.into())).collect();
         let run = JobMetadata { spec, started_at, state, stdout, stderr, missing_deps, note, other };
-        RunRecord { run, gaps, has_journal, disk_bytes }
+        RunRecord { run, gaps, has_journal, disk_bytes, compressed }
     })
 }
 
@@ -158,7 +159,13 @@ fn samples() -> Vec<Value> {
     let mut samples: Vec<_> = ["ok", "failed", "plain"]
         .map(|run| {
             let run = serde_json::from_slice(&fixture(&format!("v1/job_runs/{run}/metadata.json"))).unwrap();
-            Value::Run(Box::new(RunRecord { run, gaps: Vec::new(), has_journal: true, disk_bytes: 4096 }))
+            Value::Run(Box::new(RunRecord {
+                run,
+                gaps: Vec::new(),
+                has_journal: true,
+                disk_bytes: 4096,
+                compressed: false,
+            }))
         })
         .into();
     let place =

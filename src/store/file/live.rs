@@ -45,6 +45,8 @@ pub(crate) struct State {
     pub(crate) has_journal: bool,
     /// Bytes that the folder takes up on disk, once the run is over.
     pub(crate) disk_bytes: u64,
+    /// Whether its logs and its journal are compressed.
+    pub(crate) compressed: bool,
     pub(crate) waiting: Waiting,
     /// Whether it is never to be evicted.
     pub(crate) pinned: bool,
@@ -103,6 +105,7 @@ impl LiveRun {
             gaps: Arc::default(),
             has_journal,
             disk_bytes: 0,
+            compressed: false,
             waiting: Waiting { dirty: true, ..Waiting::default() },
             pinned: false,
             evicted: None,
@@ -113,7 +116,7 @@ impl LiveRun {
 
     /// A run that is over, from its record in the index.
     pub(crate) fn over(folder: RunFolder, number: Option<RunNumber>, record: RunRecord) -> Self {
-        let RunRecord { run, gaps, has_journal, disk_bytes } = record;
+        let RunRecord { run, gaps, has_journal, disk_bytes, compressed } = record;
         // The journal is read up to its end record, wherever that is.
         let journal = if has_journal { u64::MAX } else { 0 };
         let mut progress = Progress::start(run.state.ended().unwrap_or(run.started_at), journal);
@@ -130,6 +133,7 @@ impl LiveRun {
             gaps: Arc::new(gaps),
             has_journal,
             disk_bytes,
+            compressed,
             waiting: Waiting::default(),
             pinned: false,
             evicted: None,
@@ -187,6 +191,7 @@ impl State {
             gaps: self.gaps.to_vec(),
             has_journal: self.has_journal,
             disk_bytes: self.disk_bytes,
+            compressed: self.compressed,
         }
     }
 

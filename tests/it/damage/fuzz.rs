@@ -4,12 +4,24 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::*;
-use crate::support::mutate::{fixture, fuzz, mutated, rounds};
+use crate::support::mutate::{fuzz, mutated, rounds};
 
-/// A file of a run of the fixture, and what stands in it instead.
-fn damage() -> impl Strategy<Value = (&'static str, &'static str, Vec<u8>)> {
+/// The runs of the fixture, and `packed`: one of them that is compressed.
+fn runs() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v1/job_runs");
+    copy_folder(&fixture, &folder.path().join("job_runs"));
+    copy_folder(&fixture.join("ok"), &folder.path().join("job_runs/packed"));
+    let store = service(folder.path());
+    store.compress(&id("packed")).unwrap();
+    store.close().unwrap();
+    folder
+}
+
+/// A file of a run, and what stands in it instead.
+fn damage(runs: &Path) -> impl Strategy<Value = (&'static str, &'static str, Vec<u8>)> + use<> {
     let file = |run: &'static str, name: &'static str, words: &[&str]| {
-        let sample = fixture(&format!("v1/job_runs/{run}/{name}"));
+        let sample = fs::read(runs.join("job_runs").join(run).join(name)).unwrap();
         mutated(vec![sample], words).prop_map(move |bytes| (run, name, bytes)).boxed()
     };
     let words =
@@ -25,6 +37,9 @@ fn damage() -> impl Strategy<Value = (&'static str, &'static str, Vec<u8>)> {
         metadata_of_plain.prop_map(|bytes| ("plain", "metadata.json", bytes)),
         file("plain", "stdout.log", &["\n", "\r", "\0"]),
         file("failed", "stderr.log", &["\n", "\r", "\0"]),
+        file("packed", "stdout.log.zst", &[]),
+        file("packed", "stderr.log.zst", &[]),
+        file("packed", "journal.zst", &[]),
     ]
 }
 
@@ -62,12 +77,12 @@ async fn reads_end(store: &dyn LogStore, run: &str, view: View, times: bool) {
 #[test]
 fn whatever_is_in_a_runs_files_its_reads_end_and_number_every_line() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v1/job_runs");
-    let inputs = (damage(), select(vec![false, true]));
+    let runs = runs();
+    let inputs = (damage(runs.path()), select(vec![false, true]));
     fuzz(rounds() / 20, inputs, |((run, name, bytes), as_service)| {
         let folder = tempfile::tempdir().unwrap();
         let of_run = folder.path().join("job_runs").join(run);
-        copy_folder(&fixtures.join(run), &of_run);
+        copy_folder(&runs.path().join("job_runs").join(run), &of_run);
         fs::write(of_run.join(name), bytes).unwrap();
         let store = if as_service { service(folder.path()) } else { other_process(folder.path()) };
         runtime.block_on(async {

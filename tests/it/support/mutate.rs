@@ -6,7 +6,6 @@
 use std::collections::hash_map::RandomState;
 use std::fmt::Debug;
 use std::hash::BuildHasher;
-use std::path::Path;
 use std::str::FromStr;
 
 use proptest::collection::vec;
@@ -41,12 +40,6 @@ pub(crate) fn fuzz<T: Debug>(rounds: u32, inputs: impl Strategy<Value = T>, chec
     if let Err(found) = found {
         panic!("again with DATABUILD_TEST_FUZZ_SEED={seed} DATABUILD_TEST_FUZZ_ROUNDS={rounds}: {found}");
     }
-}
-
-/// A file of the fixtures.
-pub(crate) fn fixture(name: &str) -> Vec<u8> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
-    std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 /// One of the samples with a few changes, or bytes that have nothing to do with them. `words` are what means
