@@ -78,7 +78,7 @@ async fn reads_end(store: &dyn LogStore, run: &str, view: View, times: bool) {
 fn whatever_is_in_a_runs_files_its_reads_end_and_number_every_line() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let runs = runs();
-    let inputs = (damage(runs.path()), select(vec![false, true]));
+    let inputs = (damage(runs.path()), select(vec![false, false, false, true]));
     fuzz(rounds() / 20, inputs, |((run, name, bytes), as_service)| {
         let folder = tempfile::tempdir().unwrap();
         let of_run = folder.path().join("job_runs").join(run);
