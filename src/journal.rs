@@ -402,6 +402,9 @@ impl JournalWriter {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::line::UnixMicros;

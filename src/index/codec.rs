@@ -426,6 +426,9 @@ impl From<StoredGap> for GapAt {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::run::{MissingDeps, PartitionRef};

@@ -3,6 +3,7 @@
 
 mod buffered;
 mod cli;
+mod clock;
 mod composite;
 mod compress;
 mod conformance;
