@@ -166,7 +166,7 @@ pub use store::{
 pub use wire::{Cursor, Eof, GapNotice, InvalidCursor, LogLine, Problem, RunList};
 
 #[doc(hidden)]
-pub use store::EvictionBench;
+pub use store::{EvictionBench, add_places};
 
 /// The examples of `README.md`, so that they are compiled.
 #[cfg(all(doctest, feature = "cli"))]

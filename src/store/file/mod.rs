@@ -15,6 +15,7 @@ mod lines;
 mod list;
 mod live;
 mod marks;
+mod open_bench;
 mod places;
 mod power;
 mod rebuild;
@@ -57,6 +58,7 @@ pub use check::{CheckOptions, CheckReport, Finding, FindingKind, Repair, check_i
 pub use dump::dump_index;
 pub use durability::Durability;
 pub use evict_bench::EvictionBench;
+pub use open_bench::add_places;
 pub use rebuild::{RebuildProgress, RebuildReport, UnreadableRun, rebuild_index};
 
 /// How much is read at once to find a place.
