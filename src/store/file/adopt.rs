@@ -101,9 +101,7 @@ impl ForeignRun {
         self.run.change(|state| {
             state.progress = tracker.progress;
             state.visible = visible;
-            if !news.gaps.is_empty() {
-                Arc::make_mut(&mut state.gaps).extend(news.gaps);
-            }
+            state.add_gaps(&news.gaps);
             for found in news.found {
                 state.waiting.push(found);
                 state.waiting.dirty = true;

@@ -49,7 +49,7 @@ use crate::store::file::evictor::Evictor;
 use crate::store::file::handle::{Handle, Lent};
 use crate::store::file::lines::{LineReader, Reach, Taken};
 use crate::store::file::list::{list_folders, list_when_known, with_pins};
-use crate::store::file::places::Places;
+use crate::store::file::places::{Moment, Places};
 use crate::store::file::shared::{Shared, shut_down};
 use crate::store::file::writer::OwnRun;
 use crate::store::{LogStore, Outcome, ReadOptions, ReadStream, RunEnd, RunPage, RunQuery, RunWriter, Start};
@@ -217,18 +217,18 @@ impl LogStore for FileLogStore {
     fn byte_offset(&self, id: &JobRunId, stream: Stream, start: Start) -> Result<ByteOffset, LogError> {
         let run = self.shared.find(id)?;
         let places = Places { run: &run, index: self.shared.index.as_deref() };
-        let (lines, end, over) = {
-            let state = run.state();
-            (state.lines(View::One(stream)), state.visible[stream.index()], state.run.state.is_over())
-        };
+        let moment = Moment::of(&run.state());
+        let (lines, end) = (moment.end_of(stream).0, moment.visible[stream.index()]);
         let line = places.position(View::One(stream), start)?;
-        let place = places.line_floor(stream, line)?;
+        let place = match moment.has_all_gaps {
+            true => places.line_floor(stream, line)?,
+            false => places.line_floor_by_journal(stream, line)?,
+        };
         let Some(file) = ReadFile::open_if_there(&run.folder.log(stream))? else { return Ok(ByteOffset(0)) };
-        let gaps = Arc::clone(&run.state().gaps);
-        let gaps: Vec<_> = gaps.iter().filter(|at| at.gap.stream == stream).copied().collect();
+        let gaps = moment.gaps_of(stream);
         let mut reader = LineReader::new(stream, file, place, READ_BYTES);
         reader.skip_to(line);
-        let reach = Reach { lines: 0, end, ended: over, gaps: &gaps };
+        let reach = Reach { lines: 0, end, ended: moment.is_over(), gaps: &gaps };
         while let Taken::Gap(_) = reader.next(reach, Io::MayBlock)? {}
         // Fewer lines than that: the read would begin at what comes next.
         Ok(ByteOffset(if reader.line() > lines.max(line) { end } else { reader.offset() }))

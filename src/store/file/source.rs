@@ -68,7 +68,10 @@ impl FileSource {
         closed: Arc<AtomicBool>,
         options: &ReadOptions,
     ) -> Result<Self, LogError> {
-        let has_journal = run.state().has_journal;
+        let (has_journal, has_all_gaps) = {
+            let state = run.state();
+            (state.has_journal, state.has_all_gaps())
+        };
         let position = Places { run: &run, index: index.as_deref() }.position(options.view, options.start)?;
         let mut source = Self {
             view: options.view,
@@ -84,7 +87,7 @@ impl FileSource {
         };
         source.position = LineNumber(position);
         source.order = match options.view {
-            View::One(stream) if !options.times || !has_journal => {
+            View::One(stream) if !has_journal || (has_all_gaps && !options.times) => {
                 let place = source.places().line_floor(stream, position)?;
                 source.open_reader(stream, place, position)?;
                 Order::File(stream)
@@ -419,9 +422,19 @@ impl Source for FileSource {
             // The moment is taken before the files are looked at: a run that ends in between is asked once more.
             let moment = Moment::of(&self.run.state());
             let step = match std::mem::replace(&mut self.order, Order::File(Stream::Stdout)) {
-                Order::File(stream) => {
+                Order::File(stream) if moment.has_all_gaps => {
                     self.order = Order::File(stream);
                     self.next_in_file(stream, &moment, io)?
+                }
+                Order::File(stream) if io == Io::CachedOnly => {
+                    self.order = Order::File(stream);
+                    Some(Step::WouldBlock)
+                }
+                Order::File(_) => {
+                    // There are more holes by now than are kept here.
+                    self.readers = [None, None];
+                    self.order = Order::Journal(Box::new(self.open_journal(self.position.0)?));
+                    return self.next(io);
                 }
                 Order::Journal(mut order) => {
                     let step = self.next_in_journal(&mut order, &moment, io);

@@ -5,7 +5,7 @@ use std::fs;
 use std::time::{Duration, SystemTime};
 
 use crate::error::LogError;
-use crate::index::progress::{Checkpointer, Checkpoints, GapAt, Progress, Resume};
+use crate::index::progress::{Checkpointer, Checkpoints, GapAt, MAX_GAPS, Progress, Resume};
 use crate::journal::{Arrival, Record, What};
 use crate::layout::RunFolder;
 use crate::line::{LineNumber, Stream, UnixMicros};
@@ -42,6 +42,7 @@ pub(crate) struct News {
     pub(crate) indexed: bool,
     /// How many of them to gather at most before giving them away; 0 for all that there are.
     pub(crate) at_most: usize,
+    /// The first [`MAX_GAPS`] holes of what was found.
     pub(crate) gaps: Vec<GapAt>,
     pub(crate) found: Vec<Checkpoints>,
     pub(crate) end: Option<Box<JobMetadata>>,
@@ -51,6 +52,12 @@ impl News {
     fn note(&mut self, found: Checkpoints) {
         if self.indexed && found.is_some() {
             self.found.push(found);
+        }
+    }
+
+    fn add_gap(&mut self, gap: GapAt) {
+        if self.gaps.len() < MAX_GAPS {
+            self.gaps.push(gap);
         }
     }
 
@@ -148,7 +155,7 @@ impl Tracker {
                             bytes: arrival.bytes,
                             reason,
                         };
-                        news.gaps.push(GapAt { gap, offset: at.line_start });
+                        news.add_gap(GapAt { gap, offset: at.line_start });
                     }
                     news.note(self.checkpointer.after(arrival.stream, &self.progress));
                 }
