@@ -5,6 +5,7 @@ mod buffered;
 mod cli;
 mod composite;
 mod conformance;
+mod copied;
 mod crash;
 mod damage;
 mod format;

@@ -49,6 +49,8 @@ pub(crate) struct State {
     pub(crate) waiting: Waiting,
     /// Whether it is never to be evicted.
     pub(crate) pinned: bool,
+    /// Whether the run is taken up anew: who reads it has to ask for it again.
+    pub(crate) is_replaced: bool,
     /// What is left of the run, once it is evicted.
     pub(crate) evicted: Option<Box<Tombstone>>,
 }
@@ -106,6 +108,7 @@ impl LiveRun {
             disk_bytes: 0,
             waiting: Waiting { dirty: true, ..Waiting::default() },
             pinned: false,
+            is_replaced: false,
             evicted: None,
             run,
         };
@@ -133,6 +136,7 @@ impl LiveRun {
             disk_bytes,
             waiting: Waiting::default(),
             pinned: false,
+            is_replaced: false,
             evicted: None,
             run,
         };

@@ -4,6 +4,7 @@ mod adopt;
 mod check;
 mod check_run;
 mod commit;
+mod copied;
 mod derive;
 mod dump;
 mod durability;

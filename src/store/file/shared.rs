@@ -102,11 +102,11 @@ impl Tracked {
         }
     }
 
-    /// Whether nothing of the run's end is left to be written.
-    pub(crate) fn is_settled(&self) -> bool {
+    /// Whether nothing of the run's end is left to be written, as far as can be told before the store is closed.
+    pub(crate) fn is_settled(&self, closing: bool) -> bool {
         match self {
             Self::Own(_) => true,
-            Self::Foreign(foreign) => !foreign.lacks_metadata(),
+            Self::Foreign(foreign) => !foreign.lacks_metadata() && (closing || !foreign.may_get_journal()),
         }
     }
 }
@@ -335,6 +335,8 @@ impl Shared {
         // Watched first, so that nothing written in between is missed.
         let watch = self.watch()?;
         watch.add(&folder);
+        // Rows that are about to be forgotten are not added to.
+        let number = number.filter(|number| !self.runs().forgotten.contains(number));
         let resume = number.and_then(|number| self.resume(number));
         let number = number.or_else(|| self.next_number());
         let foreign = Arc::new(ForeignRun::open(&self.layout, id, number, resume)?);
@@ -425,8 +427,13 @@ impl Shared {
         index.commit(&Changes { pins: vec![(number, pinned)], ..Changes::default() })
     }
 
-    /// Called when a run of another process may have come further.
-    pub(crate) fn catch_up(&self, foreign: &ForeignRun) {
+    /// Called when a run of another process may have come further. Gives false if it was let go of, to be taken up
+    /// anew.
+    pub(crate) fn catch_up(&self, foreign: &ForeignRun) -> bool {
+        if self.index.is_some() && foreign.has_got_journal() {
+            self.take_up_anew(foreign);
+            return false;
+        }
         let before = foreign.run.state().progress;
         let caught_up = foreign.catch_up();
         foreign.count(&before);
@@ -441,6 +448,22 @@ impl Shared {
                 tracing::warn!(%error, run = %foreign.run.id, "a run of another process can't be followed")
             }
         }
+        true
+    }
+
+    /// Lets go of a run whose lines were counted until its journal came, and of what the index has of it. It is taken
+    /// up again by the journal; its readers are told to come again.
+    fn take_up_anew(&self, foreign: &ForeignRun) {
+        {
+            let mut runs = self.runs();
+            runs.remove(&foreign.run);
+            runs.forgotten.extend(foreign.run.number);
+        }
+        foreign.run.change(|state| state.is_replaced = true);
+        if let Some(watch) = self.watch.get() {
+            watch.take_up(&foreign.run.id);
+        }
+        self.nudge(Urgency::Now);
     }
 
     /// Lets go of a run of another process that is over, once the index has it.
@@ -624,6 +647,7 @@ impl Drop for Shared {
 
 /// Writes what waits to the index and closes it.
 pub(crate) fn shut_down(shared: &Shared) -> Option<LogError> {
+    shared.closed.store(true, Ordering::Release);
     if let Some(watch) = shared.watch.get() {
         watch.stop();
     }

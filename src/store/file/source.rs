@@ -395,7 +395,9 @@ impl FileSource {
         let state = self.run.state();
         // Who does not follow has everything, and how it ended: files that are open stay whole.
         let has_all = !self.follow && state.run.state.is_over();
-        if let Some(tombstone) = state.evicted.as_ref().filter(|_| !has_all) {
+        if state.is_replaced && !has_all {
+            Some(ReadEnd::Shutdown)
+        } else if let Some(tombstone) = state.evicted.as_ref().filter(|_| !has_all) {
             Some(ReadEnd::Evicted(tombstone.clone()))
         } else if state.run.state.is_over() {
             Some(ReadEnd::Complete(Box::new(state.metadata())))
