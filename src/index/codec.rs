@@ -21,6 +21,8 @@ pub(crate) struct RunRecord {
     pub(crate) has_journal: bool,
     /// Bytes that the run's folder takes up on disk.
     pub(crate) disk_bytes: u64,
+    /// Whether nothing of its logs and its journal is left to be compressed.
+    pub(crate) compressed: bool,
 }
 
 /// A value that can't be read.
@@ -175,9 +177,15 @@ struct StoredRun {
     /// Missing dependencies and fields unknown to this version, as JSON; empty when there are none.
     documents: String,
     gaps: Vec<StoredGap>,
-    has_journal: bool,
+    /// [`HAS_JOURNAL`] and [`COMPRESSED`].
+    flags: u8,
     disk_bytes: u64,
 }
+
+/// The run has a journal.
+const HAS_JOURNAL: u8 = 1;
+/// Its logs and its journal are compressed.
+const COMPRESSED: u8 = 2;
 
 #[derive(Encode, Decode)]
 enum StoredState {
@@ -280,7 +288,7 @@ impl From<&RunRecord> for StoredRun {
             note: run.note.clone(),
             documents,
             gaps: record.gaps.iter().map(StoredGap::from).collect(),
-            has_journal: record.has_journal,
+            flags: HAS_JOURNAL * u8::from(record.has_journal) + COMPRESSED * u8::from(record.compressed),
             disk_bytes: record.disk_bytes,
         }
     }
@@ -314,7 +322,12 @@ impl TryFrom<StoredRun> for RunRecord {
             other: documents.other,
         };
         let gaps = stored.gaps.into_iter().map(GapAt::from).collect();
-        Ok(Self { run, gaps, has_journal: stored.has_journal, disk_bytes: stored.disk_bytes })
+        if stored.flags > HAS_JOURNAL + COMPRESSED {
+            return Err(Damaged);
+        }
+        let has = |flag| stored.flags & flag != 0;
+        let (has_journal, compressed) = (has(HAS_JOURNAL), has(COMPRESSED));
+        Ok(Self { run, gaps, has_journal, disk_bytes: stored.disk_bytes, compressed })
     }
 }
 
@@ -436,12 +449,17 @@ mod tests {
             bytes: 5,
             reason: GapReason::DiskFull,
         };
-        RunRecord { run, gaps: vec![GapAt { gap, offset: 4 }], has_journal: true, disk_bytes: 8192 }
+        let gaps = vec![GapAt { gap, offset: 4 }];
+        RunRecord { run, gaps, has_journal: true, disk_bytes: 8192, compressed: false }
     }
 
     #[test]
     fn a_record_survives_its_bytes() {
         assert_eq!(decode_run(1, &encode_run(1, &record())), Ok(record()));
+        for (has_journal, compressed) in [(false, false), (false, true), (true, true)] {
+            let record = RunRecord { has_journal, compressed, ..record() };
+            assert_eq!(decode_run(1, &encode_run(1, &record)), Ok(record));
+        }
     }
 
     #[test]

@@ -40,7 +40,7 @@ mod tests {
         if let Some(ended) = ended {
             run.state = RunState::Succeeded { ended: UnixMicros(ended) };
         }
-        RunRecord { run, gaps: Vec::new(), has_journal: true, disk_bytes: 10 }
+        RunRecord { run, gaps: Vec::new(), has_journal: true, disk_bytes: 10, compressed: false }
     }
 
     fn ids(found: &[(RunNumber, RunRecord)]) -> Vec<&str> {

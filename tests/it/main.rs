@@ -4,6 +4,7 @@
 mod buffered;
 mod cli;
 mod composite;
+mod compress;
 mod conformance;
 mod copied;
 mod crash;

@@ -1,12 +1,10 @@
 //! What there is to find in the folder of one run, and in the rows that lead to it.
 
-use std::fs;
-
 use crate::error::LogError;
 use crate::index::codec::RunRecord;
 use crate::index::progress::{GapAt, LineCheckpoint, MAX_GAPS, Progress};
 use crate::index::{Index, Known, RunNumber};
-use crate::layout::RunFolder;
+use crate::layout::{RunFolder, compressed};
 use crate::line::Stream;
 use crate::logfile::{Fetched, Io, ReadFile, count_lines};
 use crate::run::{JobMetadata, JobRunId};
@@ -45,10 +43,11 @@ pub(crate) fn check_run(check: &mut Check, id: &JobRunId) -> Result<(), LogError
         check.report.live += 1;
         return Ok(());
     }
-    for path in folder.unfinished_metadata() {
+    for path in folder.unfinished_metadata().into_iter().chain(folder.half_compressed()) {
         let detail = format!("{} was being written", path.display());
         check.found(FindingKind::Leftover, Some(id), detail, || remove(&path))?;
     }
+    tables(check, id, &folder)?;
     journal(check, id, &derived)?;
     if derived.standing != Standing::Abandoned {
         metadata(check, id, &folder, &derived)?;
@@ -64,7 +63,7 @@ pub(crate) fn check_run(check: &mut Check, id: &JobRunId) -> Result<(), LogError
 /// Whether a run without a journal is over and its logs are as long as the index says; to count their lines is left
 /// to a deep check.
 fn is_plain_and_as_known(folder: &RunFolder, record: &RunRecord) -> Result<bool, LogError> {
-    if record.has_journal || !record.run.state.is_over() || folder.journal().exists() {
+    if record.has_journal || !record.run.state.is_over() || folder.has_journal() {
         return Ok(false);
     }
     let as_long =
@@ -78,7 +77,20 @@ fn same(a: &JobMetadata, b: &JobMetadata) -> bool {
 }
 
 fn length(folder: &RunFolder, stream: Stream) -> u64 {
-    fs::metadata(folder.log(stream)).map_or(0, |file| file.len())
+    crate::logfile::length(&folder.log(stream))
+}
+
+/// Looks whether the compressed files can be read by position.
+fn tables(check: &mut Check, id: &JobRunId, folder: &RunFolder) -> Result<(), LogError> {
+    for part in folder.parts() {
+        if ReadFile::open_if_there(&part)?.is_some_and(|file| file.is_damaged()) {
+            let detail = format!("the table of {} is damaged", compressed(&part).display());
+            let why = "its frames are looked for, up to the first that is damaged".to_owned();
+            check
+                .found(FindingKind::CompressedDamaged, Some(id), detail, || Ok(Repair::Impossible { why }))?;
+        }
+    }
+    Ok(())
 }
 
 fn journal(check: &mut Check, id: &JobRunId, derived: &Derived) -> Result<(), LogError> {
@@ -94,7 +106,7 @@ fn journal(check: &mut Check, id: &JobRunId, derived: &Derived) -> Result<(), Lo
         }
         Standing::Over | Standing::Live => {}
     }
-    if !derived.record.has_journal && check.layout.run(id).journal().exists() {
+    if !derived.record.has_journal && check.layout.run(id).has_journal() {
         let why = "the lines are counted in the logs, and when they arrived is not known".to_owned();
         let detail = "the journal has no sound beginning".to_owned();
         check.found(FindingKind::JournalDamaged, Some(id), detail, || Ok(Repair::Impossible { why }))?;
@@ -163,6 +175,16 @@ fn count_all(
             continue;
         }
         let mut log = Counting::new(folder, stream)?;
+        let mut damaged = |log: &mut Counting| {
+            log.damaged.drain(..).try_for_each(|(from, to)| {
+                let detail =
+                    format!("the bytes from {from} to {to} of {stream}.log are in a frame that is damaged");
+                let why = "they are lost".to_owned();
+                check.found(FindingKind::CompressedDamaged, Some(id), detail, || {
+                    Ok(Repair::Impossible { why })
+                })
+            })
+        };
         let mut wrong = None;
         // Of more holes than are kept, the totals tell.
         let known = match derived.record.gaps.len() < MAX_GAPS {
@@ -173,7 +195,8 @@ fn count_all(
             let lost: u64 =
                 gaps.iter().filter(|gap| ends_before(gap, at.line)).map(|gap| gap.gap.lines).sum();
             log.count_to(at.offset)?;
-            if log.lines + lost != at.line || log.last != Some(b'\n') {
+            // Within what is damaged, lines can't be counted.
+            if log.offset == at.offset && (log.lines + lost != at.line || log.last != Some(b'\n')) {
                 wrong.get_or_insert_with(|| {
                     let (offset, line, is) = (at.offset, at.line, log.lines + lost);
                     format!("{line} lines end before byte {offset} of {stream}.log by the journal, {is} by the log")
@@ -181,6 +204,7 @@ fn count_all(
             }
         }
         log.count_to(totals.bytes)?;
+        damaged(&mut log)?;
         let unterminated = u64::from(log.last.is_some_and(|last| last != b'\n'));
         let counted = log.lines + unterminated + totals.dropped_lines;
         if counted != totals.lines {
@@ -205,19 +229,29 @@ struct Counting {
     offset: u64,
     lines: u64,
     last: Option<u8>,
+    /// What can't be read: from which byte to which.
+    damaged: Vec<(u64, u64)>,
 }
 
 impl Counting {
     fn new(folder: &RunFolder, stream: Stream) -> Result<Self, LogError> {
         let file = ReadFile::open_if_there(&folder.log(stream))?;
-        Ok(Self { file, offset: 0, lines: 0, last: None })
+        Ok(Self { file, offset: 0, lines: 0, last: None, damaged: Vec::new() })
     }
 
     fn count_to(&mut self, end: u64) -> Result<(), LogError> {
         let Some(file) = &mut self.file else { return Ok(()) };
         while self.offset < end {
             let length = usize::try_from(end - self.offset).unwrap_or(usize::MAX).min(SCAN_BYTES);
-            let Fetched::Bytes(bytes) = file.read(self.offset, length, Io::MayBlock)? else { break };
+            let bytes = match file.read(self.offset, length, Io::MayBlock)? {
+                Fetched::Bytes(bytes) => bytes,
+                Fetched::Damaged(sound) if sound.offset > self.offset => {
+                    self.damaged.push((self.offset, sound.offset));
+                    (self.offset, self.lines, self.last) = (sound.offset, sound.lines, Some(b'\n'));
+                    continue;
+                }
+                Fetched::Damaged(_) | Fetched::WouldBlock => break,
+            };
             let Some(&last) = bytes.last() else { break };
             self.lines += count_lines(&bytes);
             self.offset += bytes.len() as u64;

@@ -5,8 +5,9 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
-use crate::layout::RunFolder;
+use crate::layout::{RunFolder, metadata_of};
 use crate::line::{Stream, UnixMicros};
+use crate::logfile::length;
 
 /// How long nothing may change in a folder before nobody copies to it any more.
 const QUIET: Duration = Duration::from_secs(10);
@@ -16,7 +17,7 @@ const MADE_WITHIN: Duration = Duration::from_millis(50);
 
 /// Whether the journal of a run that started at this time is a copy of the one that its writer made.
 pub(crate) fn is_copy(folder: &RunFolder, started_at: UnixMicros) -> bool {
-    let made = fs::metadata(folder.journal()).and_then(|file| file.created());
+    let made = metadata_of(&folder.journal()).and_then(|file| file.created());
     made.is_ok_and(|made| is_within(MADE_WITHIN, started_at, made.into()).is_some_and(|within| !within))
 }
 
@@ -25,7 +26,7 @@ pub(crate) fn is_changing(folder: &RunFolder) -> bool {
     let [stdout, stderr] = Stream::BOTH.map(|stream| folder.log(stream));
     let files = [stdout, stderr, folder.journal(), folder.metadata(), folder.path().to_owned()];
     // What was copied can have the times of the original; when it got them is always told.
-    let changed = files.iter().filter_map(|path| fs::metadata(path).ok()).map(|file| {
+    let changed = files.iter().filter_map(|path| metadata_of(path).ok()).map(|file| {
         let micros = file.ctime() * 1_000_000 + file.ctime_nsec() / 1_000;
         UnixMicros(micros.try_into().unwrap_or(0))
     });
@@ -47,7 +48,7 @@ fn is_within(most: Duration, from: UnixMicros, to: UnixMicros) -> Option<bool> {
     to.0.checked_sub(from.0).map(|micros| u128::from(micros) <= most.as_micros())
 }
 
-/// How many bytes each log has.
+/// How many bytes of text each log has.
 pub(crate) fn lengths(folder: &RunFolder) -> [u64; 2] {
-    Stream::BOTH.map(|stream| fs::metadata(folder.log(stream)).map_or(0, |file| file.len()))
+    Stream::BOTH.map(|stream| length(&folder.log(stream)))
 }

@@ -6,7 +6,7 @@ use memchr::memchr;
 use crate::error::LogError;
 use crate::index::progress::GapAt;
 use crate::line::Stream;
-use crate::logfile::{Fetched, Io, ReadFile, count_lines, end_of_line, whole_lines};
+use crate::logfile::{Fetched, Io, ReadFile, Sound, count_lines, end_of_line, whole_lines};
 use crate::run::Gap;
 use crate::store::{Batch, CutLine};
 
@@ -52,6 +52,8 @@ pub(crate) enum Taken {
     Nothing,
     /// The file ends before the reach does. The reader stays where it is.
     Missing,
+    /// What comes next can't be read up to this place: lines before it, and its byte. The reader stays where it is.
+    Damaged(u64, u64),
     /// Not in the page cache.
     WouldBlock,
 }
@@ -100,6 +102,13 @@ impl LineReader {
         self.look_again();
     }
 
+    /// Goes to a place behind lines that can't be read, to give the same line next as before.
+    pub(crate) fn pass_over(&mut self, line: u64, offset: u64) {
+        let next = self.line();
+        self.jump(line, offset);
+        self.skip_to(next);
+    }
+
     /// Forgets what was read of the line that comes next: where there is a hole, it was cut off, and another line
     /// is in its place.
     fn look_again(&mut self) {
@@ -134,6 +143,7 @@ impl LineReader {
             match self.fill(end, io)? {
                 Filled::Ready => {}
                 Filled::Missing => return Ok(Taken::Missing),
+                Filled::Damaged(sound) => return Ok(self.damaged(sound, reach.gaps, passed)),
                 Filled::WouldBlock => return Ok(Taken::WouldBlock),
             }
             if let Some(taken) = self.take(reach.lines, end, io)? {
@@ -172,7 +182,20 @@ impl LineReader {
                 Ok(Filled::Ready)
             }
             Fetched::WouldBlock => Ok(Filled::WouldBlock),
+            Fetched::Damaged(sound) => Ok(Filled::Damaged(sound)),
         }
+    }
+
+    /// How far what is damaged reaches: to the next hole, which says how many lines lie before it, or else to where the
+    /// file can be read again.
+    fn damaged(&self, sound: Sound, gaps: &[GapAt], passed: usize) -> Taken {
+        let lost: u64 = gaps[..passed].iter().map(|at| at.gap.lines).sum();
+        let (line, offset) = match gaps.get(passed).filter(|at| at.offset <= sound.offset) {
+            Some(at) => (at.gap.after.0, at.offset),
+            None => (sound.lines + lost, sound.offset),
+        };
+        // A table that tells something else than the journal is of no use.
+        if line < self.line || offset <= self.offset { Taken::Missing } else { Taken::Damaged(line, offset) }
     }
 
     fn rest_of_chunk(&self, end: u64) -> &[u8] {
@@ -228,8 +251,10 @@ impl LineReader {
         };
         let bytes = match self.file.read(self.offset, length, io)? {
             Fetched::Bytes(bytes) if bytes.len() == length => bytes,
-            Fetched::Bytes(_) if io == Io::MayBlock => return Ok(Some(Taken::Missing)),
-            Fetched::Bytes(_) | Fetched::WouldBlock => return Ok(Some(Taken::WouldBlock)),
+            Fetched::Bytes(_) | Fetched::Damaged(_) if io == Io::MayBlock => return Ok(Some(Taken::Missing)),
+            Fetched::Bytes(_) | Fetched::Damaged(_) | Fetched::WouldBlock => {
+                return Ok(Some(Taken::WouldBlock));
+            }
         };
         let batch = self.batch(bytes, 1, cut);
         self.pass(line_end - self.offset, 1);
@@ -259,6 +284,7 @@ impl LineReader {
 enum Filled {
     Ready,
     Missing,
+    Damaged(Sound),
     WouldBlock,
 }
 
@@ -272,7 +298,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("stdout.log");
         std::fs::write(&path, text).unwrap();
-        let file = ReadFile::open(&path).unwrap();
+        let file = ReadFile::open_when_there(&path).unwrap();
         (folder, LineReader::new(Stream::Stdout, file, (0, 0), chunk))
     }
 

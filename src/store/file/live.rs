@@ -46,6 +46,8 @@ pub(crate) struct State {
     pub(crate) has_journal: bool,
     /// Bytes that the folder takes up on disk, once the run is over.
     pub(crate) disk_bytes: u64,
+    /// Whether its logs and its journal are compressed.
+    pub(crate) compressed: bool,
     pub(crate) waiting: Waiting,
     /// Whether it is never to be evicted.
     pub(crate) pinned: bool,
@@ -106,6 +108,7 @@ impl LiveRun {
             gaps: Arc::default(),
             has_journal,
             disk_bytes: 0,
+            compressed: false,
             waiting: Waiting { dirty: true, ..Waiting::default() },
             pinned: false,
             is_replaced: false,
@@ -117,7 +120,7 @@ impl LiveRun {
 
     /// A run that is over, from its record in the index.
     pub(crate) fn over(folder: RunFolder, number: Option<RunNumber>, record: RunRecord) -> Self {
-        let RunRecord { run, gaps, has_journal, disk_bytes } = record;
+        let RunRecord { run, gaps, has_journal, disk_bytes, compressed } = record;
         // The journal is read up to its end record, wherever that is.
         let journal = if has_journal { u64::MAX } else { 0 };
         let mut progress = Progress::start(run.state.ended().unwrap_or(run.started_at), journal);
@@ -134,6 +137,7 @@ impl LiveRun {
             gaps: Arc::new(gaps),
             has_journal,
             disk_bytes,
+            compressed,
             waiting: Waiting::default(),
             pinned: false,
             is_replaced: false,
@@ -205,6 +209,7 @@ impl State {
             gaps: self.gaps.to_vec(),
             has_journal: self.has_journal,
             disk_bytes: self.disk_bytes,
+            compressed: self.compressed,
         }
     }
 

@@ -21,8 +21,15 @@ pub(crate) struct Places<'a> {
 }
 
 impl Places<'_> {
-    /// A place in a log file with at most `line` lines before it: (lines before, byte offset).
-    pub(crate) fn line_floor(&self, stream: Stream, line: u64) -> Result<(u64, u64), LogError> {
+    /// A place in a log file with at most `line` lines before it, (lines before, byte offset), and the file: what was
+    /// read of it to look at the place need not be read again.
+    pub(crate) fn line_floor(&self, stream: Stream, line: u64) -> Result<((u64, u64), ReadFile), LogError> {
+        let mut file = ReadFile::open_when_there(&self.run.folder.log(stream))?;
+        let place = self.line_floor_in(stream, line, &mut file)?;
+        Ok((place, file))
+    }
+
+    fn line_floor_in(&self, stream: Stream, line: u64, file: &mut ReadFile) -> Result<(u64, u64), LogError> {
         if line == 0 {
             return Ok((0, 0));
         }
@@ -38,12 +45,16 @@ impl Places<'_> {
                 Some((at.lines, at.line_start))
             }
         };
-        Ok(found.filter(|&(_, offset)| self.is_line_start(stream, offset)).unwrap_or((0, 0)))
+        Ok(found.filter(|&(_, offset)| self.is_line_start(stream, offset, file)).unwrap_or((0, 0)))
     }
 
     /// The same by the journal alone, which tells of every hole: right behind `line` lines, or where less of them
     /// arrived with one record. A hole is where it begins, however many lines it has.
-    pub(crate) fn line_floor_by_journal(&self, stream: Stream, line: u64) -> Result<(u64, u64), LogError> {
+    pub(crate) fn line_floor_by_journal(
+        &self,
+        stream: Stream,
+        line: u64,
+    ) -> Result<((u64, u64), ReadFile), LogError> {
         let is_before = |progress: &Progress| progress.of(stream).lines <= line;
         let behind = Cell::new(None);
         let (last, _) = self.walk_journal(self.progress_while(is_before), |progress| {
@@ -52,7 +63,8 @@ impl Places<'_> {
         })?;
         let at = last.of(stream);
         let is_in_hole = behind.get().is_some_and(|next| next.dropped_lines > at.dropped_lines);
-        Ok((if is_in_hole { line } else { at.lines }, at.line_start))
+        let place = (if is_in_hole { line } else { at.lines }, at.line_start);
+        Ok((place, ReadFile::open_when_there(&self.run.folder.log(stream))?))
     }
 
     /// The last place kept of the journal for which `is_before` holds, or its beginning.
@@ -105,13 +117,16 @@ impl Places<'_> {
     }
 
     /// Whether a line can begin here: the index may be older than the file, or damaged.
-    fn is_line_start(&self, stream: Stream, offset: u64) -> bool {
+    fn is_line_start(&self, stream: Stream, offset: u64, file: &mut ReadFile) -> bool {
         if offset == 0 {
             return true;
         }
-        let before = ReadFile::open(&self.run.folder.log(stream))
-            .and_then(|mut file| file.read(offset - 1, 1, Io::MayBlock));
-        let sound = matches!(before, Ok(Fetched::Bytes(byte)) if byte == "\n");
+        let sound = match file.read(offset - 1, 1, Io::MayBlock) {
+            Ok(Fetched::Bytes(byte)) => byte == "\n",
+            // Nothing speaks against it, and whoever reads there is told.
+            Ok(Fetched::Damaged(_)) => true,
+            _ => false,
+        };
         if !sound {
             tracing::error!(run = %self.run.id, %stream, offset, "the index points into a line; scanning instead");
         }

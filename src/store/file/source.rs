@@ -88,8 +88,8 @@ impl FileSource {
         source.position = LineNumber(position);
         source.order = match options.view {
             View::One(stream) if !has_journal || (has_all_gaps && !options.times) => {
-                let place = source.places().line_floor(stream, position)?;
-                source.open_reader(stream, place, position)?;
+                let (place, file) = source.places().line_floor(stream, position)?;
+                source.set_reader(stream, file, place, position);
                 Order::File(stream)
             }
             _ => Order::Journal(Box::new(source.open_journal(position)?)),
@@ -121,9 +121,19 @@ impl FileSource {
         line: u64,
     ) -> Result<&mut LineReader, LogError> {
         let file = ReadFile::open_when_there(&self.run.folder.log(stream))?;
+        Ok(self.set_reader(stream, file, place, line))
+    }
+
+    fn set_reader(
+        &mut self,
+        stream: Stream,
+        file: ReadFile,
+        place: (u64, u64),
+        line: u64,
+    ) -> &mut LineReader {
         let mut reader = LineReader::new(stream, file, place, self.batch_bytes);
         reader.skip_to(line);
-        Ok(self.readers[stream.index()].insert(reader))
+        self.readers[stream.index()].insert(reader)
     }
 
     /// The next event in the order of one file.
@@ -137,7 +147,18 @@ impl FileSource {
             lines = lines.min(moment.end_of(stream).0.saturating_sub(reader.line()));
         }
         let reach = Reach { lines, end, ended: moment.is_over(), gaps: &gaps };
-        match reader.next(reach, io)? {
+        let mut taken = reader.next(reach, io)?;
+        while let Taken::Damaged(line, offset) = taken {
+            let (lines, bytes) = moment.end_of(stream);
+            let until = if offset < bytes { (line, offset) } else { (lines.max(line), bytes) };
+            if until.0 > reader.line() {
+                return Ok(self.missing(stream, until));
+            }
+            // Nobody asked for what is damaged.
+            reader.pass_over(until.0, until.1);
+            taken = reader.next(reach, io)?;
+        }
+        match taken {
             Taken::Lines(batch) => Ok(Some(self.give(batch))),
             Taken::Gap(gap) => {
                 self.position = LineNumber(reader.line());
@@ -147,7 +168,7 @@ impl FileSource {
             Taken::Missing if io == Io::CachedOnly => Ok(Some(Step::WouldBlock)),
             // The writer may have cut off a line that it could not keep; it is going to say so.
             Taken::Missing if !moment.is_over() => Ok(None),
-            Taken::Missing => Ok(self.missing(stream, moment.end_of(stream))),
+            Taken::Missing | Taken::Damaged(..) => Ok(self.missing(stream, moment.end_of(stream))),
             Taken::WouldBlock => Ok(Some(Step::WouldBlock)),
         }
     }
@@ -321,6 +342,14 @@ impl FileSource {
             Taken::Gap(_) => self.follow_plan(plan, moment, io),
             Taken::WouldBlock => Ok(Some(Step::WouldBlock)),
             Taken::Missing if io == Io::CachedOnly => Ok(Some(Step::WouldBlock)),
+            Taken::Damaged(line, offset) if line < plan.until_line => {
+                if line <= reader.line() {
+                    reader.pass_over(line, offset);
+                    return self.follow_plan(plan, moment, io);
+                }
+                Ok(self.missing(stream, (line, offset)))
+            }
+            Taken::Damaged(..) => Ok(self.missing(stream, (plan.until_line, plan.end))),
             // There is no end of a line where the journal says that there was one.
             Taken::Missing | Taken::Nothing => Ok(self.missing(stream, (plan.until_line, plan.end))),
         }
@@ -368,12 +397,12 @@ impl FileSource {
                     return Ok(Some(Step::WouldBlock));
                 }
                 let line = arrivals.taken[stream.index()];
-                let place = if moment.progress.journal > 0 {
-                    arrivals.place(stream)
+                if moment.progress.journal > 0 {
+                    self.open_reader(stream, arrivals.place(stream), line)?;
                 } else {
-                    self.places().line_floor(stream, line)?
-                };
-                self.open_reader(stream, place, line)?;
+                    let (place, file) = self.places().line_floor(stream, line)?;
+                    self.set_reader(stream, file, place, line);
+                }
             }
             let mut step = self.next_in_file(stream, moment, io)?;
             if let Some(Step::Event(ReadEvent::Lines(batch))) = &mut step
