@@ -14,6 +14,7 @@ use databuild_logs::{
 use futures_util::StreamExt;
 
 use crate::http::{exited, id};
+use crate::support::cli::until;
 use crate::support::wait_until;
 
 const FILES: [&str; 4] = ["journal", "metadata.json", "stderr.log", "stdout.log"];
@@ -181,7 +182,8 @@ fn a_copy_of_a_run_that_goes_on_is_lost_when_nobody_copies_any_more() {
     thread::sleep(Duration::from_secs(3));
     assert_eq!(store.run(run.id()).unwrap().state.kind(), StateKind::Running);
     assert!(!target.join("r/metadata.json").exists());
-    wait_until("the copy is lost", || store.run(run.id()).unwrap().state.kind() == StateKind::Lost);
+    let is_lost = || store.run(run.id()).unwrap().state.kind() == StateKind::Lost;
+    until(is_lost, || "the copy is never lost".to_owned());
     wait_until("it is written", || target.join("r/metadata.json").exists());
     assert_eq!(store.run(run.id()).unwrap().stdout.lines, LINES);
 }
