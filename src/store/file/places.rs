@@ -163,6 +163,7 @@ pub(crate) struct Moment {
     gaps: Arc<Vec<GapAt>>,
     /// Whether every hole is known here; if not, only the journal tells of all of them.
     pub(crate) has_all_gaps: bool,
+    has_journal: bool,
     /// When the run ended; `None` while it goes on.
     pub(crate) ended: Option<UnixMicros>,
     /// Where each stream ends for now: lines, and the bytes up to the end of the last of them.
@@ -177,6 +178,7 @@ impl Moment {
             tail: state.tail.clone(),
             gaps: Arc::clone(&state.gaps),
             has_all_gaps: state.has_all_gaps(),
+            has_journal: state.has_journal,
             ended: state.run.state.ended(),
             ends: Stream::BOTH.map(|stream| state.end_of(stream)),
         }
@@ -184,6 +186,16 @@ impl Moment {
 
     pub(crate) const fn is_over(&self) -> bool {
         self.ended.is_some()
+    }
+
+    /// The streams of which lines come that no mark tells of. The order of a run without a journal is that of its
+    /// streams, so of the second one nothing comes before the first has ended.
+    pub(crate) const fn without_marks(&self) -> &'static [Stream] {
+        match (self.is_over(), self.has_journal) {
+            (true, _) => &Stream::BOTH,
+            (false, false) => &[Stream::Stdout],
+            (false, true) => &[],
+        }
     }
 
     /// Where a stream ends for now: lines, and the bytes up to the end of the last of them.

@@ -210,7 +210,12 @@ impl FileSource {
         if let Some(seek) = order.seek {
             match self.seek(&mut order.arrivals, seek, moment, io)? {
                 Sought::Found => order.seek = None,
-                Sought::NotYet if !moment.is_over() => return Ok(None),
+                Sought::NotYet
+                    if !moment.is_over()
+                        && moment.without_marks().iter().all(|&stream| moment.end_of(stream).0 < seek) =>
+                {
+                    return Ok(None);
+                }
                 Sought::NotYet => {
                     self.seek_behind_journal(&mut order.arrivals, seek);
                     order.seek = None;
@@ -233,10 +238,7 @@ impl FileSource {
                         order.plan = Some(self.make_plan(&mut order.arrivals, &next, moment, io)?)
                     }
                 },
-                Walk::Nothing if moment.is_over() => {
-                    return self.next_behind_journal(&order.arrivals, moment, io);
-                }
-                Walk::Nothing => return Ok(None),
+                Walk::Nothing => return self.next_behind_journal(&mut order.arrivals, moment, io),
             }
         }
     }
@@ -270,18 +272,11 @@ impl FileSource {
     /// What is sought lies behind the journal's end: in lines that no mark tells of, standard output's first.
     fn seek_behind_journal(&self, arrivals: &mut Arrivals, line: u64) {
         let mut missing = line - self.taken(arrivals);
-        for stream in self.streams() {
+        for &stream in self.view.streams() {
             let taken = &mut arrivals.taken[stream.index()];
             let step = missing.min(self.run.state().lines(View::One(stream)).saturating_sub(*taken));
             *taken += step;
             missing -= step;
-        }
-    }
-
-    fn streams(&self) -> Vec<Stream> {
-        match self.view {
-            View::One(stream) => vec![stream],
-            View::All => Stream::BOTH.to_vec(),
         }
     }
 
@@ -384,14 +379,15 @@ impl FileSource {
         Ok(Step::Event(ReadEvent::Gap { gap, next: self.position }))
     }
 
-    /// What no mark tells of, once the run is over: an unterminated last line, or all of a run without a journal.
+    /// What no mark tells of: all of a run without a journal, or an unterminated last line once the run is over.
     fn next_behind_journal(
         &mut self,
-        arrivals: &Arrivals,
+        arrivals: &mut Arrivals,
         moment: &Moment,
         io: Io,
     ) -> Result<Option<Step>, LogError> {
-        for stream in self.streams() {
+        let without_marks = moment.without_marks();
+        for &stream in self.view.streams().iter().filter(|stream| without_marks.contains(stream)) {
             if self.readers[stream.index()].is_none() {
                 if io == Io::CachedOnly {
                     return Ok(Some(Step::WouldBlock));
@@ -405,6 +401,9 @@ impl FileSource {
                 }
             }
             let mut step = self.next_in_file(stream, moment, io)?;
+            if let Some(reader) = &self.readers[stream.index()] {
+                arrivals.taken[stream.index()] = reader.line();
+            }
             if let Some(Step::Event(ReadEvent::Lines(batch))) = &mut step
                 && moment.progress.journal > 0
                 && let Some(time) = moment.ended
