@@ -335,7 +335,7 @@ impl Shared {
         if !folder.is_there() || self.runs().starting.contains(id) {
             return Err(LogError::NotFound { id: id.clone() });
         }
-        let _adopting = Adopting::begin(self, id);
+        let adopting = Adopting::begin(self, id);
         // It may have been started by this process just before that look, or taken up by another thread.
         if let Some(tracked) = self.tracked(id) {
             return Ok(Arc::clone(tracked.run()));
@@ -348,7 +348,7 @@ impl Shared {
         let resume = number.and_then(|number| self.resume(number));
         let number = number.or_else(|| self.next_number());
         let foreign = Arc::new(ForeignRun::open(&self.layout, id, number, resume)?);
-        self.end_if_lost(&foreign)?;
+        self.end_if_gone(&foreign)?;
         let run = {
             let mut runs = self.runs();
             if let Some(other) = runs.by_id.get(id) {
@@ -367,8 +367,13 @@ impl Shared {
             }
             Arc::clone(&foreign.run)
         };
+        // From here on whoever waits for it can have it, also while its `metadata.json` is synced.
+        drop(adopting);
         if run.is_over() {
             watch.remove(&folder);
+            if let Err(error) = self.complete_metadata(&foreign) {
+                tracing::warn!(%error, run = %id, "its metadata.json is tried again in a moment");
+            }
         } else {
             // What was written before it was known here woke nobody.
             self.catch_up(&foreign);
@@ -406,18 +411,23 @@ impl Shared {
 
     /// Ends a run whose writer is gone; what ended properly gets the `metadata.json` that it lacks.
     pub(crate) fn end_if_lost(&self, foreign: &ForeignRun) -> Result<(), LogError> {
-        let keeps_store = self.index.is_some();
+        self.end_if_gone(foreign)?;
+        self.complete_metadata(foreign)
+    }
+
+    fn end_if_gone(&self, foreign: &ForeignRun) -> Result<(), LogError> {
         if !foreign.run.is_over() && foreign.writer_is_gone()? {
-            if keeps_store && !foreign.is_compressed() && !foreign.has_written_end()? {
+            if self.index.is_some() && !foreign.is_compressed() && !foreign.has_written_end()? {
                 foreign.recover(&self.options)?;
             } else {
                 foreign.report_end()?;
             }
         }
-        if keeps_store {
-            foreign.complete_metadata(&self.options)?;
-        }
         Ok(())
+    }
+
+    fn complete_metadata(&self, foreign: &ForeignRun) -> Result<(), LogError> {
+        if self.index.is_some() { foreign.complete_metadata(&self.options) } else { Ok(()) }
     }
 
     /// Pins a run, or takes the pin away.
