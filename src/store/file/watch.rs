@@ -173,10 +173,10 @@ fn work(store: &Lent, inbox: &mpsc::Receiver<Task>) {
             }
             if Instant::now() >= next_look {
                 for tracked in shared.all_tracked() {
-                    if let Tracked::Foreign(foreign) = tracked {
-                        if shared.catch_up(&foreign) {
-                            check_writer(shared, &foreign);
-                        }
+                    if let Tracked::Foreign(foreign) = tracked
+                        && shared.catch_up(&foreign)
+                    {
+                        check_writer(shared, &foreign);
                     }
                 }
                 next_look = Instant::now() + liveness;

@@ -66,7 +66,7 @@ async fn assert_all(mut events: ReadStream, view: View, after: u64, given: &[Giv
                     *number += 1;
                     assert_eq!(line.number.0, *number, "{view} behind {after}");
                     let text = given[batch.stream.index()][*number as usize - 1].as_deref();
-                    assert_eq!(Some(&*line.text), text.map(str::as_bytes), "{view} behind {after}: {number}");
+                    assert_eq!(Some(line.text), text.map(str::as_bytes), "{view} behind {after}: {number}");
                 }
                 position += batch.lines;
             }
