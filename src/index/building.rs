@@ -50,7 +50,7 @@ impl Index {
         let file = options.read(true).write(true).create_new(true).open(&path);
         let file = UnsyncedFile(file.map_err(LogError::io("creating", &path))?);
         let database = handle::create(&path, false, |builder| builder.create_with_backend(file))?;
-        Ok(Self::of(path, database, None))
+        Ok(Self::of(path, database, None, true))
     }
 
     /// Writes the last rows, says that the index holds everything, closes it, and syncs its file.
