@@ -109,6 +109,10 @@ impl Progress {
     }
 }
 
+/// The most holes of a run that are kept in memory and in the index: the first ones. A disk that is full on and off for
+/// days leaves more of them; who reads such a run goes by its journal, which has them all.
+pub(crate) const MAX_GAPS: usize = 1024;
+
 /// A hole, and where in the log file it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct GapAt {
