@@ -26,7 +26,7 @@ mod tests {
     use std::fs;
 
     use super::codec::RunRecord;
-    use super::progress::{LineCheckpoint, Progress};
+    use super::progress::{Cuts, LineCheckpoint, Progress};
     use super::*;
     use crate::error::LogError;
     use crate::line::{Stream, UnixMicros};
@@ -39,7 +39,7 @@ mod tests {
         if let Some(ended) = ended {
             run.state = RunState::Succeeded { ended: UnixMicros(ended) };
         }
-        RunRecord { run, gaps: Vec::new(), has_journal: true, disk_bytes: 10 }
+        RunRecord { run, gaps: Vec::new(), cuts: Cuts::default(), has_journal: true, disk_bytes: 10 }
     }
 
     fn ids(found: &[(RunNumber, RunRecord)]) -> Vec<&str> {

@@ -178,16 +178,35 @@ async fn folder_bytes(
     .await?;
     let chunks = stream::try_unfold(from, move |offset: ByteOffset| {
         let (store, id) = (Arc::clone(&store), id.clone());
-        let left = to.map_or(u64::MAX, |to| to.0.saturating_sub(offset.0));
-        let length = usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK_BYTES);
         async move {
-            if length == 0 {
-                return Ok(None);
-            }
-            let bytes = blocking(move || store.read_bytes(&id, stream, offset, length)).await?;
+            let (bytes, offset) = blocking(move || next_bytes(&*store, &id, stream, offset, to)).await?;
             let next = offset.plus(bytes.len() as u64);
             Ok((!bytes.is_empty()).then_some((bytes, next)))
         }
     });
     Ok(chunks.boxed())
+}
+
+/// The bytes that come next, and where they are: what is given up of a log is passed over.
+fn next_bytes(
+    store: &dyn LogStore,
+    id: &JobRunId,
+    stream: Stream,
+    mut offset: ByteOffset,
+    to: Option<ByteOffset>,
+) -> Result<(Bytes, ByteOffset), LogError> {
+    loop {
+        let left = to.map_or(u64::MAX, |to| to.0.saturating_sub(offset.0));
+        let length = usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK_BYTES);
+        if length == 0 {
+            return Ok((Bytes::new(), offset));
+        }
+        match store.read_bytes(id, stream, offset, length) {
+            Err(LogError::Gap(gap)) => match store.given_up(id, stream)?.filter(|part| part.contains(&offset)) {
+                Some(part) => offset = part.end,
+                None => return Err(LogError::Gap(gap)),
+            },
+            read => return read.map(|bytes| (bytes, offset)),
+        }
+    }
 }

@@ -6,6 +6,7 @@ use crate::error::LogError;
 use crate::index::codec::RunRecord;
 use crate::index::progress::{GapAt, LineCheckpoint, Progress};
 use crate::index::{Index, Known, RunNumber};
+use crate::journal::Cut;
 use crate::layout::RunFolder;
 use crate::line::Stream;
 use crate::logfile::{Fetched, Io, ReadFile, count_lines};
@@ -163,8 +164,14 @@ fn count_all(
             continue;
         }
         let mut log = Counting::new(folder, stream)?;
+        let cut = derived.record.cuts.of(stream);
+        if let Some(cut) = cut {
+            let within = |at: &&&GapAt| cut.begin.lines <= at.gap.after.0 && ends_before(at, cut.end.lines);
+            let lost_before: u64 = gaps.iter().filter(within).map(|at| at.gap.lines).sum();
+            log.given_up = Some((cut, cut.lines().saturating_sub(lost_before)));
+        }
         let mut wrong = None;
-        for at in of_stream {
+        for at in of_stream.filter(|at| cut.is_none_or(|cut| !cut.covers(at.offset))) {
             let lost: u64 =
                 gaps.iter().filter(|gap| ends_before(gap, at.line)).map(|gap| gap.gap.lines).sum();
             log.count_to(at.offset)?;
@@ -177,7 +184,8 @@ fn count_all(
         }
         log.count_to(totals.bytes)?;
         let unterminated = u64::from(log.last.is_some_and(|last| last != b'\n'));
-        let counted = log.lines + unterminated + totals.dropped_lines;
+        let given_up = log.given_up.map_or(0, |(_, lines)| lines);
+        let counted = (log.lines + unterminated + totals.dropped_lines).saturating_sub(given_up);
         if counted != totals.lines {
             let lines = totals.lines;
             wrong.get_or_insert(format!("{stream}.log has {counted} lines, and {lines} by what was written"));
@@ -197,6 +205,8 @@ const fn ends_before(gap: &GapAt, line: u64) -> bool {
 /// Counts lines from the beginning of a log on.
 struct Counting {
     file: Option<ReadFile>,
+    /// What is in the log no more, and how many lines it held: they are taken as they were counted once.
+    given_up: Option<(Cut, u64)>,
     offset: u64,
     lines: u64,
     last: Option<u8>,
@@ -205,13 +215,22 @@ struct Counting {
 impl Counting {
     fn new(folder: &RunFolder, stream: Stream) -> Result<Self, LogError> {
         let file = ReadFile::open_if_there(&folder.log(stream))?;
-        Ok(Self { file, offset: 0, lines: 0, last: None })
+        Ok(Self { file, given_up: None, offset: 0, lines: 0, last: None })
     }
 
     fn count_to(&mut self, end: u64) -> Result<(), LogError> {
         let Some(file) = &mut self.file else { return Ok(()) };
         while self.offset < end {
-            let length = usize::try_from(end - self.offset).unwrap_or(usize::MAX).min(SCAN_BYTES);
+            let mut until = end;
+            if let Some((cut, lines)) = self.given_up.filter(|(cut, _)| self.offset < cut.end.offset) {
+                if self.offset == cut.begin.offset {
+                    (self.offset, self.last) = (cut.end.offset, Some(b'\n'));
+                    self.lines += lines;
+                    continue;
+                }
+                until = end.min(cut.begin.offset);
+            }
+            let length = usize::try_from(until - self.offset).unwrap_or(usize::MAX).min(SCAN_BYTES);
             let Fetched::Bytes(bytes) = file.read(self.offset, length, Io::MayBlock)? else { break };
             let Some(&last) = bytes.last() else { break };
             self.lines += count_lines(&bytes);

@@ -1,13 +1,16 @@
 //! Whole lines out of a log file, from any place on, however long they are.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use memchr::memchr;
 
 use crate::error::LogError;
-use crate::index::progress::GapAt;
+use crate::index::progress::{GapAt, gap_of_cut};
 use crate::line::Stream;
 use crate::logfile::{Fetched, Io, ReadFile, count_lines, end_of_line, whole_lines};
 use crate::run::Gap;
+use crate::store::file::cuts::{CutWatch, Look};
 use crate::store::{Batch, CutLine};
 
 /// A place in one stream and the log file that it is in.
@@ -15,6 +18,7 @@ use crate::store::{Batch, CutLine};
 pub(crate) struct LineReader {
     stream: Stream,
     file: ReadFile,
+    cuts: Option<Arc<CutWatch>>,
     /// Lines before the place.
     line: u64,
     /// Where the line behind them begins.
@@ -48,6 +52,8 @@ pub(crate) enum Taken {
     Lines(Batch),
     /// A hole; the reader is behind it now.
     Gap(Gap),
+    /// What is given up of the log, holes in it included; the reader is behind it now.
+    Cut(Gap),
     /// No whole line within reach.
     Nothing,
     /// The file ends before the reach does. The reader stays where it is.
@@ -67,6 +73,7 @@ impl LineReader {
         Self {
             stream,
             file,
+            cuts: None,
             line,
             offset,
             scanned: offset,
@@ -75,6 +82,12 @@ impl LineReader {
             chunk_offset: 0,
             chunk_bytes,
         }
+    }
+
+    /// The same reader of a log of which something may be given up.
+    pub(crate) fn beside(mut self, cuts: Arc<CutWatch>) -> Self {
+        self.cuts = Some(cuts);
+        self
     }
 
     /// Lines before the next one that will be given.
@@ -113,17 +126,27 @@ impl LineReader {
             if reach.lines == 0 && self.skip == 0 {
                 return Ok(Taken::Nothing);
             }
+            let cut = self.cuts.as_ref().and_then(|cuts| cuts.known(self.stream));
+            if let Some(cut) = cut.filter(|cut| cut.covers(self.offset)) {
+                self.offset = cut.end.offset;
+                let left_of_it = cut.end.lines - self.line;
+                match self.cross(gap_of_cut(&cut, reach.gaps), left_of_it) {
+                    Some(gap) => return Ok(Taken::Cut(gap)),
+                    None => continue,
+                }
+            }
             // Both only rise from hole to hole.
             let passed =
                 reach.gaps.partition_point(|at| at.gap.after.0 < self.line || at.offset < self.offset);
             let ahead = reach.gaps.get(passed);
             if let Some(at) = ahead.filter(|at| at.offset == self.offset && at.gap.after.0 == self.line) {
-                if let Some(gap) = self.cross(at.gap) {
+                if let Some(gap) = self.cross(at.gap, at.gap.lines) {
                     return Ok(Taken::Gap(gap));
                 }
                 continue;
             }
             let end = ahead.map_or(reach.end, |at| at.offset.min(reach.end));
+            let end = cut.filter(|cut| self.offset < cut.begin.offset).map_or(end, |cut| end.min(cut.begin.offset));
             if self.scanned >= end {
                 if reach.ended && self.offset < end {
                     let Some(taken) = self.take_line(end, end, io)? else { continue };
@@ -134,6 +157,10 @@ impl LineReader {
             match self.fill(end, io)? {
                 Filled::Ready => {}
                 Filled::Missing => return Ok(Taken::Missing),
+                Filled::GivenUp => {
+                    self.look_again();
+                    continue;
+                }
                 Filled::WouldBlock => return Ok(Taken::WouldBlock),
             }
             if let Some(taken) = self.take(reach.lines, end, io)? {
@@ -142,13 +169,13 @@ impl LineReader {
         }
     }
 
-    /// Goes behind a hole; nothing to tell if all of it is skipped. What was read from there on is forgotten: it can
-    /// be the beginning of a line that was cut off when the hole began.
-    fn cross(&mut self, gap: Gap) -> Option<Gap> {
+    /// Goes behind a hole, of which so many lines lie ahead; nothing to tell if all of them are skipped. What was read
+    /// from there on is forgotten: it can be the beginning of a line that was cut off when the hole began.
+    fn cross(&mut self, gap: Gap, lines: u64) -> Option<Gap> {
         self.look_again();
-        self.line += gap.lines;
-        if self.skip >= gap.lines && gap.lines > 0 {
-            self.skip -= gap.lines;
+        self.line += lines;
+        if self.skip >= lines && lines > 0 {
+            self.skip -= lines;
             return None;
         }
         self.skip = 0;
@@ -164,15 +191,33 @@ impl LineReader {
             return Ok(Filled::Ready);
         }
         let length = usize::try_from(end - self.scanned).unwrap_or(usize::MAX).min(self.chunk_bytes);
-        match self.file.read(self.scanned, length, io)? {
-            Fetched::Bytes(bytes) if bytes.is_empty() => Ok(Filled::Missing),
-            Fetched::Bytes(bytes) => {
+        match self.read(self.scanned, length, io)? {
+            Read::Bytes(bytes) if bytes.is_empty() => Ok(Filled::Missing),
+            Read::Bytes(bytes) => {
                 self.chunk = bytes;
                 self.chunk_offset = self.scanned;
                 Ok(Filled::Ready)
             }
-            Fetched::WouldBlock => Ok(Filled::WouldBlock),
+            Read::GivenUp => Ok(Filled::GivenUp),
+            Read::WouldBlock => Ok(Filled::WouldBlock),
         }
+    }
+
+    /// Reads bytes that are what was written. Zeros among them can mean that they were given up just now.
+    fn read(&mut self, offset: u64, length: usize, io: Io) -> Result<Read, LogError> {
+        let bytes = match self.file.read(offset, length, io)? {
+            Fetched::Bytes(bytes) => bytes,
+            Fetched::WouldBlock => return Ok(Read::WouldBlock),
+        };
+        let Some(cuts) = self.cuts.as_ref().filter(|_| memchr(0, &bytes).is_some()) else {
+            return Ok(Read::Bytes(bytes));
+        };
+        let end = offset + bytes.len() as u64;
+        Ok(match cuts.look(self.stream, io)? {
+            Look::WouldBlock => Read::WouldBlock,
+            Look::Known(Some(cut)) if offset < cut.end.offset && cut.begin.offset < end => Read::GivenUp,
+            Look::Known(_) => Read::Bytes(bytes),
+        })
     }
 
     fn rest_of_chunk(&self, end: u64) -> &[u8] {
@@ -226,10 +271,14 @@ impl LineReader {
         } else {
             (usize::try_from(line_end - self.offset).unwrap_or(usize::MAX), None)
         };
-        let bytes = match self.file.read(self.offset, length, io)? {
-            Fetched::Bytes(bytes) if bytes.len() == length => bytes,
-            Fetched::Bytes(_) if io == Io::MayBlock => return Ok(Some(Taken::Missing)),
-            Fetched::Bytes(_) | Fetched::WouldBlock => return Ok(Some(Taken::WouldBlock)),
+        let bytes = match self.read(self.offset, length, io)? {
+            Read::Bytes(bytes) if bytes.len() == length => bytes,
+            Read::Bytes(_) if io == Io::MayBlock => return Ok(Some(Taken::Missing)),
+            Read::Bytes(_) | Read::WouldBlock => return Ok(Some(Taken::WouldBlock)),
+            Read::GivenUp => {
+                self.look_again();
+                return Ok(None);
+            }
         };
         let batch = self.batch(bytes, 1, cut);
         self.pass(line_end - self.offset, 1);
@@ -259,6 +308,13 @@ impl LineReader {
 enum Filled {
     Ready,
     Missing,
+    GivenUp,
+    WouldBlock,
+}
+
+enum Read {
+    Bytes(Bytes),
+    GivenUp,
     WouldBlock,
 }
 

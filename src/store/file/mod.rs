@@ -4,6 +4,7 @@ mod adopt;
 mod check;
 mod check_run;
 mod commit;
+mod cuts;
 mod derive;
 mod dump;
 mod durability;
@@ -28,6 +29,7 @@ mod watch;
 mod writer;
 
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -39,10 +41,11 @@ use crate::error::LogError;
 use crate::index::{Committer, Index};
 use crate::layout::Layout;
 use crate::line::{ByteOffset, LineNumber, Stream, View};
-use crate::logfile::{Fetched, Io, ReadFile};
+use crate::logfile::{Io, ReadFile};
 use crate::retention::{GcReport, GcRequest, RetentionPolicy};
 use crate::run::{JobMetadata, JobRunId, RunSpec};
 use crate::store::file::commit::commit_waiting;
+use crate::store::file::cuts::CutWatch;
 use crate::store::file::durability::Syncer;
 use crate::store::file::evictor::Evictor;
 use crate::store::file::handle::{Handle, Lent};
@@ -73,6 +76,9 @@ pub struct FileStoreOptions {
     /// it: with less than this free, output is dropped and counted as on a full disk. 0: no such floor. It is never
     /// more than half of the file system's size.
     pub min_free_bytes: u64,
+    /// The most bytes of both logs that a run keeps: of one that prints more, the first quarter of so many stay, and
+    /// the newest. What lies between is given up and shown as a [gap](crate::GapReason::RunSizeCap). 0: no such cap.
+    pub max_run_bytes: u64,
     /// What a power cut may take.
     pub durability: Durability,
     /// What of the runs that are over is kept. A store evicts only if it has the index.
@@ -80,13 +86,14 @@ pub struct FileStoreOptions {
 }
 
 impl Default for FileStoreOptions {
-    /// Every second, and every half minute; 512 MiB stay free; runs that have ended survive a power cut, and
+    /// Every second, and every half minute; 512 MiB stay free; runs may be of any size; those that have ended survive a power cut, and
     /// nothing is ever evicted.
     fn default() -> Self {
         Self {
             liveness_interval: Duration::from_secs(1),
             rescan_interval: Duration::from_secs(30),
             min_free_bytes: 512 * 1024 * 1024,
+            max_run_bytes: 0,
             durability: Durability::OnFinish,
             retention: RetentionPolicy::OFF,
         }
@@ -224,10 +231,11 @@ impl LogStore for FileLogStore {
         let Some(file) = ReadFile::open_if_there(&run.folder.log(stream))? else { return Ok(ByteOffset(0)) };
         let gaps = Arc::clone(&run.state().gaps);
         let gaps: Vec<_> = gaps.iter().filter(|at| at.gap.stream == stream).copied().collect();
-        let mut reader = LineReader::new(stream, file, place, READ_BYTES);
+        let cuts = Arc::new(CutWatch::new(Arc::clone(&run)));
+        let mut reader = LineReader::new(stream, file, place, READ_BYTES).beside(cuts);
         reader.skip_to(line);
         let reach = Reach { lines: 0, end, ended: over, gaps: &gaps };
-        while let Taken::Gap(_) = reader.next(reach, Io::MayBlock)? {}
+        while let Taken::Gap(_) | Taken::Cut(_) = reader.next(reach, Io::MayBlock)? {}
         // Fewer lines than that: the read would begin at what comes next.
         Ok(ByteOffset(if reader.line() > lines.max(line) { end } else { reader.offset() }))
     }
@@ -241,14 +249,15 @@ impl LogStore for FileLogStore {
     ) -> Result<Bytes, LogError> {
         let run = self.shared.find(id)?;
         let end = run.state().visible[stream.index()];
-        let left = usize::try_from(end.saturating_sub(offset.0)).unwrap_or(usize::MAX);
-        let Some(mut file) = ReadFile::open_if_there(&run.folder.log(stream))? else {
+        let Some(file) = ReadFile::open_if_there(&run.folder.log(stream))? else {
             return Ok(Bytes::new());
         };
-        match file.read(offset.0, length.min(left), Io::MayBlock)? {
-            Fetched::Bytes(bytes) => Ok(bytes),
-            Fetched::WouldBlock => Ok(Bytes::new()),
-        }
+        CutWatch::new(run).read_bytes(file, stream, offset.0..end, length)
+    }
+
+    fn given_up(&self, id: &JobRunId, stream: Stream) -> Result<Option<Range<ByteOffset>>, LogError> {
+        let cut = self.shared.find(id)?.state().cuts.of(stream);
+        Ok(cut.map(|cut| ByteOffset(cut.begin.offset)..ByteOffset(cut.end.offset)))
     }
 
     fn run(&self, id: &JobRunId) -> Result<JobMetadata, LogError> {

@@ -22,6 +22,18 @@ pub(crate) struct Places<'a> {
 impl Places<'_> {
     /// A place in a log file with at most `line` lines before it: (lines before, byte offset).
     pub(crate) fn line_floor(&self, stream: Stream, line: u64) -> Result<(u64, u64), LogError> {
+        let Some(cut) = self.run.state().cuts.of(stream).filter(|cut| cut.begin.lines <= line) else {
+            return self.kept_line_floor(stream, line);
+        };
+        if line < cut.end.lines {
+            return Ok((cut.begin.lines, cut.begin.offset));
+        }
+        let found = self.kept_line_floor(stream, line)?;
+        Ok(if found.1 < cut.end.offset { (cut.end.lines, cut.end.offset) } else { found })
+    }
+
+    /// The same by what is kept of places, also of those in what is given up of the log since.
+    fn kept_line_floor(&self, stream: Stream, line: u64) -> Result<(u64, u64), LogError> {
         if line == 0 {
             return Ok((0, 0));
         }
@@ -91,7 +103,8 @@ impl Places<'_> {
 
     /// Whether a line can begin here: the index may be older than the file, or damaged.
     fn is_line_start(&self, stream: Stream, offset: u64) -> bool {
-        if offset == 0 {
+        let is_given_up = |cut: crate::journal::Cut| cut.covers(offset);
+        if offset == 0 || self.run.state().cuts.of(stream).is_some_and(is_given_up) {
             return true;
         }
         let before = ReadFile::open(&self.run.folder.log(stream))

@@ -5,7 +5,7 @@ use std::fs;
 use std::time::{Duration, SystemTime};
 
 use crate::error::LogError;
-use crate::index::progress::{Checkpointer, Checkpoints, GapAt, Progress, Resume};
+use crate::index::progress::{Checkpointer, Checkpoints, Cuts, GapAt, Progress, Resume};
 use crate::journal::{Arrival, Record, What};
 use crate::layout::RunFolder;
 use crate::line::{LineNumber, Stream, UnixMicros};
@@ -25,6 +25,7 @@ pub(crate) struct Tracker {
     pub(crate) source: Source,
     pub(crate) progress: Progress,
     pub(crate) checkpointer: Checkpointer,
+    pub(crate) cuts: Cuts,
 }
 
 /// What tells how far the run has come.
@@ -76,6 +77,7 @@ impl Tracker {
                         source: Source::Journal(journal),
                         progress: start,
                         checkpointer: Checkpointer::new(),
+                        cuts: Cuts::default(),
                     };
                     return Ok(match resume.filter(|resume| resume.started_at == run.started_at) {
                         Some(resume) => {
@@ -90,7 +92,8 @@ impl Tracker {
         }
         let run = plain_metadata(folder, id)?;
         let progress = Progress::start(run.started_at, 0);
-        Ok((Self { source: Source::Logs, progress, checkpointer: Checkpointer::new() }, run, Vec::new()))
+        let (checkpointer, cuts) = (Checkpointer::new(), Cuts::default());
+        Ok((Self { source: Source::Logs, progress, checkpointer, cuts }, run, Vec::new()))
     }
 
     /// Goes on at a place that the index keeps, if a record begins or the journal ends there: a record's checksum
@@ -102,6 +105,7 @@ impl Tracker {
         }
         self.progress = resume.progress;
         self.checkpointer = resume.checkpointer;
+        self.cuts = resume.cuts;
         Ok((self, resume.gaps))
     }
 
@@ -151,6 +155,13 @@ impl Tracker {
                         news.gaps.push(GapAt { gap, offset: at.line_start });
                     }
                     news.note(self.checkpointer.after(arrival.stream, &self.progress));
+                }
+                Entry::Record(Record::Cut(further), behind) => {
+                    if !self.progress.give_up(&further) {
+                        return Ok(false);
+                    }
+                    self.progress.journal = behind;
+                    self.cuts.take(further.cut);
                 }
                 Entry::Record(Record::End(run), behind) => {
                     self.progress.journal = behind;
@@ -372,7 +383,8 @@ mod tests {
             let before = |at: &&GapAt| at.gap.after.0 + at.gap.lines <= progress.of(at.gap.stream).lines;
             let gaps = all.gaps.iter().filter(before).copied().collect();
             let checkpointer = Checkpointer::behind_a_place(next_offset);
-            found.push((Resume { started_at, progress, checkpointer, gaps }, index + 1));
+            let cuts = Cuts::default();
+            found.push((Resume { started_at, progress, checkpointer, gaps, cuts }, index + 1));
         }
         assert!(whole.progress.journal > 0);
         found
