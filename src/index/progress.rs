@@ -5,7 +5,7 @@
 
 use memchr::memchr;
 
-use crate::journal::{Arrival, Cut, CutFurther, What};
+use crate::journal::{Arrival, Cut, CutFurther, Place, What};
 use crate::line::{LineNumber, Stream, UnixMicros};
 use crate::meter::Appends;
 use crate::run::{Gap, GapReason, StreamTotals};
@@ -158,13 +158,19 @@ pub(crate) struct GapAt {
     pub(crate) offset: u64,
 }
 
-/// What a reader is told of a cut, given all holes of its stream: those within it are part of it.
-pub(crate) fn gap_of_cut(cut: &Cut, gaps: &[GapAt]) -> Gap {
-    let (after, end) = (LineNumber(cut.begin.lines), cut.end.lines);
+/// What a reader that has come to `from` is told of a cut which covers that place, given all holes of its stream: those
+/// that are left of the cut are part of it.
+pub(crate) fn gap_of_cut(cut: &Cut, from: Place, gaps: &[GapAt]) -> Gap {
+    let (after, end) = (LineNumber(from.lines), cut.end.lines);
     let within = |at: &&GapAt| after <= at.gap.after && at.gap.after.0 + at.gap.lines <= end;
     let lost_before: u64 = gaps.iter().filter(within).map(|at| at.gap.bytes).sum();
-    let (stream, lines, bytes) = (cut.stream, cut.lines(), cut.bytes() + lost_before);
-    Gap { stream, after, lines, bytes, reason: GapReason::RunSizeCap }
+    Gap {
+        stream: cut.stream,
+        after,
+        lines: end - from.lines,
+        bytes: cut.end.offset - from.offset + lost_before,
+        reason: GapReason::RunSizeCap,
+    }
 }
 
 /// A line whose place in its log file is kept.

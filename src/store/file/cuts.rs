@@ -88,7 +88,7 @@ impl CutWatch {
             if let Some(cut) = cut.filter(|cut| cut.covers(part.start)) {
                 let gaps = Arc::clone(&self.run.state().gaps);
                 let of_stream: Vec<_> = gaps.iter().filter(|at| at.gap.stream == stream).copied().collect();
-                return Err(LogError::Gap(gap_of_cut(&cut, &of_stream)));
+                return Err(LogError::Gap(gap_of_cut(&cut, cut.begin, &of_stream)));
             }
             let end = match cut {
                 Some(cut) if part.start < cut.begin.offset => part.end.min(cut.begin.offset),

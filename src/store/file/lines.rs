@@ -7,6 +7,7 @@ use memchr::memchr;
 
 use crate::error::LogError;
 use crate::index::progress::{GapAt, gap_of_cut};
+use crate::journal::Place;
 use crate::line::Stream;
 use crate::logfile::{Fetched, Io, ReadFile, count_lines, end_of_line, whole_lines};
 use crate::run::Gap;
@@ -52,7 +53,7 @@ pub(crate) enum Taken {
     Lines(Batch),
     /// A hole; the reader is behind it now.
     Gap(Gap),
-    /// What is given up of the log, holes in it included; the reader is behind it now.
+    /// What is given up of the log from here on, holes in it included; the reader is behind it now.
     Cut(Gap),
     /// No whole line within reach.
     Nothing,
@@ -100,6 +101,11 @@ impl LineReader {
         self.offset
     }
 
+    /// Where the next line that will be given begins, if the reader has come so far: lines before, and bytes.
+    pub(crate) fn place(&self) -> Option<Place> {
+        (self.skip == 0).then_some(Place { lines: self.line, offset: self.offset })
+    }
+
     /// Passes over all lines up to `line`, the number of lines before the next one that will be given.
     pub(crate) const fn skip_to(&mut self, line: u64) {
         self.skip = line.saturating_sub(self.line);
@@ -128,9 +134,9 @@ impl LineReader {
             }
             let cut = self.cuts.as_ref().and_then(|cuts| cuts.known(self.stream));
             if let Some(cut) = cut.filter(|cut| cut.covers(self.offset)) {
+                let gap = gap_of_cut(&cut, Place { lines: self.line, offset: self.offset }, reach.gaps);
                 self.offset = cut.end.offset;
-                let left_of_it = cut.end.lines - self.line;
-                match self.cross(gap_of_cut(&cut, reach.gaps), left_of_it) {
+                match self.cross(gap) {
                     Some(gap) => return Ok(Taken::Cut(gap)),
                     None => continue,
                 }
@@ -140,7 +146,7 @@ impl LineReader {
                 reach.gaps.partition_point(|at| at.gap.after.0 < self.line || at.offset < self.offset);
             let ahead = reach.gaps.get(passed);
             if let Some(at) = ahead.filter(|at| at.offset == self.offset && at.gap.after.0 == self.line) {
-                if let Some(gap) = self.cross(at.gap, at.gap.lines) {
+                if let Some(gap) = self.cross(at.gap) {
                     return Ok(Taken::Gap(gap));
                 }
                 continue;
@@ -169,13 +175,13 @@ impl LineReader {
         }
     }
 
-    /// Goes behind a hole, of which so many lines lie ahead; nothing to tell if all of them are skipped. What was read
-    /// from there on is forgotten: it can be the beginning of a line that was cut off when the hole began.
-    fn cross(&mut self, gap: Gap, lines: u64) -> Option<Gap> {
+    /// Goes behind a hole; nothing to tell if all of it is skipped. What was read from there on is forgotten: it can
+    /// be the beginning of a line that was cut off when the hole began.
+    fn cross(&mut self, gap: Gap) -> Option<Gap> {
         self.look_again();
-        self.line += lines;
-        if self.skip >= lines && lines > 0 {
-            self.skip -= lines;
+        self.line += gap.lines;
+        if self.skip >= gap.lines && gap.lines > 0 {
+            self.skip -= gap.lines;
             return None;
         }
         self.skip = 0;

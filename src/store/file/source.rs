@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::error::LogError;
 use crate::index::Index;
 use crate::index::progress::{Progress, gap_of_cut};
-use crate::journal::{Cut, What};
+use crate::journal::{Cut, Place, What};
 use crate::line::{LineNumber, Stream, View};
 use crate::logfile::{Io, ReadFile};
 use crate::run::{Gap, GapReason};
@@ -62,6 +62,8 @@ struct Lost {
     fresh: u64,
     /// Where the stream goes on: lines before, and bytes.
     behind: (u64, u64),
+    /// Whether some of what is given up was given to the reader before.
+    is_rest: bool,
 }
 
 /// Lines of one stream that come next.
@@ -125,7 +127,8 @@ impl FileSource {
             let other = 1 - stream.index();
             arrivals.taken[other] = u64::MAX;
         }
-        Ok(JournalOrder { arrivals, given_up: [None; 2], seek: Some(position), plan: None })
+        let seek = Some(position);
+        Ok(JournalOrder { arrivals, given_up: [None; 2], seek, plan: None })
     }
 
     /// Opens the reader of a stream at a place, to give the lines behind `line`.
@@ -228,7 +231,8 @@ impl FileSource {
                 Walk::WouldBlock => return Ok(Some(Step::WouldBlock)),
                 Walk::Next(next) => match self.given_up(&order.arrivals, &next) {
                     Some(cut) => {
-                        note_loss(&mut order.given_up, &mut order.arrivals, &next, &cut);
+                        let reader = &self.readers[next.arrival.stream.index()];
+                        order.note_loss(&next, &cut, reader.as_ref().and_then(LineReader::place));
                         continue;
                     }
                     None => Some(next),
@@ -262,8 +266,8 @@ impl FileSource {
     fn give_loss(&mut self, lost: Lost, moment: &Moment) -> Result<Step, LogError> {
         let stream = lost.gap.stream;
         let gap = match (self.view, self.cuts.known(stream)) {
-            (View::One(_), Some(cut)) if cut.end.lines == lost.behind.0 => {
-                gap_of_cut(&cut, &moment.gaps_of(stream))
+            (View::One(_), Some(cut)) if cut.end.lines == lost.behind.0 && !lost.is_rest => {
+                gap_of_cut(&cut, cut.begin, &moment.gaps_of(stream))
             }
             _ => lost.gap,
         };
@@ -369,7 +373,7 @@ impl FileSource {
             self.open_reader(stream, plan.begin, first)?;
         }
         let Some(reader) = &mut self.readers[stream.index()] else { return Ok(Followed::Done) };
-        let line = reader.line();
+        let (line, place) = (reader.line(), reader.place());
         let lines = plan.until_line.saturating_sub(line).min(self.left);
         if lines == 0 {
             if line == plan.until_line && reader.offset() != plan.end {
@@ -385,7 +389,13 @@ impl FileSource {
                 Followed::Step(self.give(batch))
             }
             Taken::Gap(_) => return self.follow_plan(plan, moment, io),
-            Taken::Cut(_) => Followed::GivenUp(line),
+            Taken::Cut(_) => {
+                match place {
+                    Some(place) => reader.jump(place.lines, place.offset),
+                    None => self.readers[stream.index()] = None,
+                }
+                Followed::GivenUp(line)
+            }
             Taken::WouldBlock => Followed::Step(Step::WouldBlock),
             Taken::Missing if io == Io::CachedOnly => Followed::Step(Step::WouldBlock),
             // There is no end of a line where the journal says that there was one.
@@ -474,7 +484,7 @@ impl FileSource {
 enum Followed {
     Step(Step),
     Done,
-    /// The log was overtaken; so many lines of the stream were given before.
+    /// What comes next was given up; so many lines of the stream were given before.
     GivenUp(u64),
 }
 
@@ -514,27 +524,41 @@ impl Source for FileSource {
     }
 }
 
-/// Adds what of an arrival is given up to what is to be told of its stream, and takes it.
-fn note_loss(given_up: &mut [Option<Lost>; 2], arrivals: &mut Arrivals, next: &Next, cut: &Cut) {
-    let stream = next.arrival.stream;
-    let (before, after) = (next.before.of(stream), next.after.of(stream));
-    // Cuts are made between marks; of one that is not, a part is told.
-    let begin = (before.lines.max(cut.begin.lines), before.line_start.max(cut.begin.offset));
-    let end = (after.lines.min(cut.end.lines), after.line_start.min(cut.end.offset));
-    let lost = given_up[stream.index()].get_or_insert(Lost {
-        gap: Gap { stream, after: LineNumber(begin.0), lines: 0, bytes: 0, reason: GapReason::RunSizeCap },
-        fresh: 0,
-        behind: end,
-    });
-    let taken = &mut arrivals.taken[stream.index()];
-    lost.gap.lines += end.0 - begin.0;
-    lost.gap.bytes += match next.arrival.what {
-        What::Mark { .. } => end.1 - begin.1,
-        What::Gap(_) => next.arrival.bytes,
-    };
-    lost.fresh += end.0 - *taken;
-    lost.behind = end;
-    *taken = end.0;
+impl JournalOrder {
+    /// Adds what of an arrival is given up to what is to be told of its stream, and takes it. `reader` is where the
+    /// stream's reader is.
+    fn note_loss(&mut self, next: &Next, cut: &Cut, reader: Option<Place>) {
+        let stream = next.arrival.stream;
+        let (before, after) = (next.before.of(stream), next.after.of(stream));
+        // Cuts are made between marks; of one that is not, a part is told.
+        let taken = &mut self.arrivals.taken[stream.index()];
+        let overtaken = reader.filter(|place| place.lines == *taken);
+        let begin = overtaken.unwrap_or(Place {
+            lines: before.lines.max(cut.begin.lines),
+            offset: before.line_start.max(cut.begin.offset),
+        });
+        let end = (after.lines.min(cut.end.lines), after.line_start.min(cut.end.offset));
+        let lost = self.given_up[stream.index()].get_or_insert(Lost {
+            gap: Gap {
+                stream,
+                after: LineNumber(begin.lines),
+                lines: 0,
+                bytes: 0,
+                reason: GapReason::RunSizeCap,
+            },
+            fresh: 0,
+            behind: end,
+            is_rest: begin.lines > cut.begin.lines && overtaken.is_some(),
+        });
+        lost.gap.lines += end.0 - begin.lines;
+        lost.gap.bytes += match next.arrival.what {
+            What::Mark { .. } => end.1 - begin.offset,
+            What::Gap(_) => next.arrival.bytes,
+        };
+        lost.fresh += end.0 - *taken;
+        lost.behind = end;
+        *taken = end.0;
+    }
 }
 
 /// The times that matter for lines of a batch.
