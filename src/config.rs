@@ -321,7 +321,11 @@ fn amount(text: &str) -> Option<f64> {
 /// An amount of this unit in bytes.
 fn bytes(text: &str, unit: f64) -> Option<u64> {
     let bytes = amount(text).map(|amount| amount * unit).filter(|&bytes| bytes < 1e19)?;
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it was looked at just above")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "it was looked at just above"
+    )]
     let whole = bytes as u64;
     Some(whole)
 }
@@ -437,7 +441,10 @@ mod tests {
         }
         for bad in ["-1", "+1", "1e3", "10MB", "nan", "inf", ".", "1.2.3", "99999999999999999999"] {
             let error = most(bad).unwrap_err().to_string();
-            assert!(error.starts_with("DATABUILD_LOG_MAX_RUN_SIZE_MB is") && error.contains(" MB"), "{error}");
+            assert!(
+                error.starts_with("DATABUILD_LOG_MAX_RUN_SIZE_MB is") && error.contains(" MB"),
+                "{error}"
+            );
         }
     }
 

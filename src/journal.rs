@@ -179,8 +179,7 @@ impl CutFurther {
         let mut body = ArrayWriter { bytes: [0; Self::MAX_BODY], length: 0 };
         let Cut { stream, begin, .. } = self.cut;
         body.push(CUT | stream_flag(stream));
-        for number in
-            [begin.lines, begin.offset, self.cut.lines(), self.cut.bytes(), self.lines, self.bytes]
+        for number in [begin.lines, begin.offset, self.cut.lines(), self.cut.bytes(), self.lines, self.bytes]
         {
             push_varint(&mut |byte| body.push(byte), number);
         }

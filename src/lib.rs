@@ -42,7 +42,7 @@
 //! further. Whoever writes publishes there, whoever reads waits there, and neither knows the other. `writer` writes
 //! the runs of this process; `adopt` and `watch` see the runs of other processes; `shared` holds the runs in memory
 //! by id. `source` is a read of one run: `places` finds where it begins, `lines` cuts lines out of a log, `marks`
-//! says in which order they came. `commit` brings what waits to the index, and `list` lists. `evict` removes runs
+//! says in which order they came, `cuts` what was given up of a run that is too large (`writer/cap.rs` decides that). `commit` brings what waits to the index, and `list` lists. `evict` removes runs
 //! step by step, and `evictor` is the thread that sees when it is time. `handle` says who keeps a store open, and how
 //! its threads get at it.
 //!

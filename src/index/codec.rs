@@ -283,7 +283,12 @@ impl From<&RunRecord> for StoredRun {
             totals: [run.stdout.into(), run.stderr.into()],
             note: run.note.clone(),
             documents,
-            gaps: record.gaps.iter().map(StoredGap::from).chain(record.cuts.iter().map(StoredGap::from)).collect(),
+            gaps: record
+                .gaps
+                .iter()
+                .map(StoredGap::from)
+                .chain(record.cuts.iter().map(StoredGap::from))
+                .collect(),
             has_journal: record.has_journal,
             disk_bytes: record.disk_bytes,
         }

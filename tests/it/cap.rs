@@ -102,12 +102,22 @@ impl Shown {
         for shown in batch.lines() {
             let at = &mut self.at[usize::from(batch.stream == ERR)];
             if let Some(before) = *at {
-                assert_eq!(shown.number.0, before + 1, "a line of {} is missing or comes twice", batch.stream);
+                assert_eq!(
+                    shown.number.0,
+                    before + 1,
+                    "a line of {} is missing or comes twice",
+                    batch.stream
+                );
             }
             *at = Some(shown.number.0);
             self.first.get_or_insert((batch.stream, shown.number.0));
             let text = String::from_utf8_lossy(shown.text);
-            assert_eq!(text, line(batch.stream, shown.number.0), "line {} of {}", shown.number, batch.stream);
+            let expected = line(batch.stream, shown.number.0);
+            let is: String = text.chars().take(120).collect();
+            // The last line of a job that was killed has no end.
+            let is_torn = shown.position == batch.last_position() && !batch.bytes.ends_with(b"\n");
+            let is_sound = text == expected || is_torn && expected.starts_with(&*text);
+            assert!(is_sound, "line {} of {} is {is:?}", shown.number, batch.stream);
         }
         self.position += batch.lines;
         self.lines += batch.lines;
@@ -185,7 +195,9 @@ async fn check_run(store: &dyn LogStore, run: &str, printed: [u64; 2]) {
 
 /// Bytes on disk of both logs.
 fn blocks(folder: &Path, run: &str) -> u64 {
-    let log = |name: &str| fs::metadata(folder.join("job_runs").join(run).join(name)).map_or(0, |file| file.blocks() * 512);
+    let log = |name: &str| {
+        fs::metadata(folder.join("job_runs").join(run).join(name)).map_or(0, |file| file.blocks() * 512)
+    };
     log("stdout.log") + log("stderr.log")
 }
 

@@ -202,10 +202,12 @@ fn next_bytes(
             return Ok((Bytes::new(), offset));
         }
         match store.read_bytes(id, stream, offset, length) {
-            Err(LogError::Gap(gap)) => match store.given_up(id, stream)?.filter(|part| part.contains(&offset)) {
-                Some(part) => offset = part.end,
-                None => return Err(LogError::Gap(gap)),
-            },
+            Err(LogError::Gap(gap)) => {
+                match store.given_up(id, stream)?.filter(|part| part.contains(&offset)) {
+                    Some(part) => offset = part.end,
+                    None => return Err(LogError::Gap(gap)),
+                }
+            }
             read => return read.map(|bytes| (bytes, offset)),
         }
     }

@@ -95,7 +95,9 @@ impl CutWatch {
                 _ => part.end,
             };
             let left = usize::try_from(end.saturating_sub(part.start)).unwrap_or(usize::MAX);
-            let Fetched::Bytes(bytes) = file.read(part.start, length.min(left), Io::MayBlock)? else { continue };
+            let Fetched::Bytes(bytes) = file.read(part.start, length.min(left), Io::MayBlock)? else {
+                continue;
+            };
             if memchr(0, &bytes).is_none() {
                 return Ok(bytes);
             }

@@ -97,8 +97,10 @@ pub fn dump_index(
 
 fn run_row(id: &str, record: &RunRecord) -> Value {
     let gap = |at: &GapAt| json!({"gap": at.gap, "offset": at.offset});
-    let cut = |cut: Cut| json!({"stream": cut.stream, "after": cut.begin.lines, "lines": cut.lines(),
-        "offset": cut.begin.offset, "bytes": cut.bytes()});
+    let cut = |cut: Cut| {
+        json!({"stream": cut.stream, "after": cut.begin.lines, "lines": cut.lines(),
+        "offset": cut.begin.offset, "bytes": cut.bytes()})
+    };
     json!({
         "table": "runs", "run": id, "record": record.run, "gaps": record.gaps.iter().map(gap).collect::<Vec<_>>(),
         "cuts": record.cuts.iter().map(cut).collect::<Vec<_>>(),

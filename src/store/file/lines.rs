@@ -152,7 +152,8 @@ impl LineReader {
                 continue;
             }
             let end = ahead.map_or(reach.end, |at| at.offset.min(reach.end));
-            let end = cut.filter(|cut| self.offset < cut.begin.offset).map_or(end, |cut| end.min(cut.begin.offset));
+            let end =
+                cut.filter(|cut| self.offset < cut.begin.offset).map_or(end, |cut| end.min(cut.begin.offset));
             if self.scanned >= end {
                 if reach.ended && self.offset < end {
                     let Some(taken) = self.take_line(end, end, io)? else { continue };

@@ -56,7 +56,8 @@ pub(super) fn check(
     let length = fs::metadata(&path).map_err(LogError::io("looking at", &path))?.len();
     let marked = *progress.of(stream);
     let from = marked.bytes.saturating_sub(CHECKED_BYTES);
-    let is_given_up = |before: StreamProgress| cuts.of(stream).is_some_and(|cut| cut.covers(before.line_start));
+    let is_given_up =
+        |before: StreamProgress| cuts.of(stream).is_some_and(|cut| cut.covers(before.line_start));
     let mut journal = JournalReader::new(journal);
     let mut at = Progress { journal: 0, ..*progress };
     at.streams = Default::default();

@@ -220,7 +220,10 @@ mod tests {
         let id = |text: &str| -> JobRunId { text.parse().unwrap() };
         let runs = ["b", "d", "e", "g"].iter().zip(1..).map(|(text, number)| {
             let run = JobMetadata::started(RunSpec::new(id(text)), UnixMicros(1));
-            (number, RunRecord { run, gaps: Vec::new(), cuts: Cuts::default(), has_journal: true, disk_bytes: 0 })
+            (
+                number,
+                RunRecord { run, gaps: Vec::new(), cuts: Cuts::default(), has_journal: true, disk_bytes: 0 },
+            )
         });
         index.commit(&Changes { runs: runs.collect(), ..Changes::default() }).unwrap();
         let found = compare(&index, ["z", "e", "a", "c", "b"].map(id).to_vec()).unwrap();

@@ -103,10 +103,12 @@ async fn a_read_begins_at_any_line_also_at_one_that_is_missing() {
     let folders = FileLogStore::open_folder(folder.path(), capped(0)).unwrap();
     for store in [&store, &folders] {
         let (begin, end) = (whole.after.0, whole.after.0 + whole.lines);
-        for after in [begin - 1, begin, begin + 1, begin + whole.lines / 2, end - 1, end, end + 1, printed[0]] {
+        for after in [begin - 1, begin, begin + 1, begin + whole.lines / 2, end - 1, end, end + 1, printed[0]]
+        {
             for times in [false, true] {
                 let start = Start::After(LineNumber(after));
-                let shown = read(store, "r", ReadOptions { start, times, ..ReadOptions::new(View::STDOUT) }).await;
+                let shown =
+                    read(store, "r", ReadOptions { start, times, ..ReadOptions::new(View::STDOUT) }).await;
                 let gaps = if after < end { vec![whole] } else { vec![] };
                 assert_eq!((shown.position, shown.gaps), (printed[0], gaps), "since {after}, times {times}");
                 let first = if after < begin { after + 1 } else { end.max(after) + 1 };
@@ -122,7 +124,10 @@ async fn a_read_begins_at_any_line_also_at_one_that_is_missing() {
         for count in [0, 1, 100, printed[0] - end, printed[0] - end + 1, printed[0]] {
             let start = Start::LastLines { count, after: LineNumber::START };
             let shown = read(store, "r", ReadOptions { start, ..ReadOptions::new(View::STDOUT) }).await;
-            assert_eq!(shown.lines, count.min(printed[0] - end) + if count == printed[0] { begin } else { 0 });
+            assert_eq!(
+                shown.lines,
+                count.min(printed[0] - end) + if count == printed[0] { begin } else { 0 }
+            );
             assert_eq!(shown.gaps.len(), usize::from(count > printed[0] - end), "the last {count}");
         }
     }
@@ -198,7 +203,9 @@ async fn lengths(store: &dyn LogStore) -> (Vec<(u64, usize)>, Vec<Gap>) {
     let (mut lines, mut gaps) = (Vec::new(), Vec::new());
     while let Some(event) = events.next().await {
         match event.unwrap() {
-            ReadEvent::Lines(batch) => lines.extend(batch.lines().map(|line| (line.number.0, line.text.len()))),
+            ReadEvent::Lines(batch) => {
+                lines.extend(batch.lines().map(|line| (line.number.0, line.text.len())))
+            }
             ReadEvent::Gap { gap, .. } => gaps.push(gap),
             ReadEvent::End(_) => {}
         }
@@ -304,7 +311,9 @@ async fn bytes_are_read_up_to_what_is_given_up_and_behind_it() {
     let read = |at: u64| store.read_bytes(&id("r"), OUT, ByteOffset(at), usize::MAX);
     assert_eq!(read(0).unwrap().len() as u64, part.start);
     for at in [part.start, part.start + 1, part.end - 1] {
-        assert!(matches!(read(at), Err(databuild_logs::LogError::Gap(gap)) if gap.bytes == part.end - part.start));
+        assert!(
+            matches!(read(at), Err(databuild_logs::LogError::Gap(gap)) if gap.bytes == part.end - part.start)
+        );
     }
     let tail = read(part.end).unwrap();
     assert_eq!(tail.len() as u64, bytes - part.end);
@@ -352,7 +361,8 @@ async fn a_browser_is_told_of_one_hole() {
     let behind = told["from"].as_u64().unwrap() + lines - 1;
     assert_eq!(gaps[0].id, behind.to_string(), "who resumes there goes on behind it");
     assert_eq!(events.last().unwrap().id, format!("{}!", run.stdout.lines));
-    let resumed = server.get_with("/api/job_runs/r/logs/stdout", &[("Last-Event-ID", &gaps[0].id)]).await.events();
+    let resumed =
+        server.get_with("/api/job_runs/r/logs/stdout", &[("Last-Event-ID", &gaps[0].id)]).await.events();
     assert_eq!(resumed[0].id, (behind + 1).to_string());
 }
 
@@ -364,7 +374,8 @@ fn the_variable_caps_a_run_of_the_command_line_and_nonsense_is_refused() {
     databuild.run(&["run", "--quiet", "--id", "r", "--", "sh", "-c", script]).code(4);
     let logs = databuild.home.path().join("logs");
     assert!(blocks(&logs, "r") <= 300_000 + 64 * 1024 + 3 * 4096);
-    let run: JobMetadata = serde_json::from_slice(&fs::read(logs.join("job_runs/r/metadata.json")).unwrap()).unwrap();
+    let run: JobMetadata =
+        serde_json::from_slice(&fs::read(logs.join("job_runs/r/metadata.json")).unwrap()).unwrap();
     assert_eq!(run.stdout.lines, 50_001);
     assert!(run.stdout.dropped_lines > 40_000);
     let shown = databuild.run(&["logs", "r", "--all", "-n", "1"]).code(0);

@@ -17,8 +17,9 @@ use crate::logfile::{AppendFile, Io, ReadFile, whole_lines};
 use crate::run::GapReason;
 use crate::store::file::marks::{Entry, JournalReader};
 
-/// The most bytes of one append that are written before it is looked whether the run is too large.
-pub(super) const PIECE_BYTES: usize = 256 * 1024;
+/// The most bytes of one append that are written before it is looked whether the run is too large; fewer where little
+/// is given up at a time.
+const PIECE_BYTES: u64 = 256 * 1024;
 /// What disks are divided into, nearly always.
 const BLOCK_BYTES: u64 = 4096;
 
@@ -86,6 +87,12 @@ impl RunCap {
         if line_start >= *next {
             *next = line_start + Self::step_of(self.bytes).min(Checkpointer::EVERY_BYTES);
         }
+    }
+
+    /// How many bytes are written before it is looked whether the run is too large.
+    pub(super) fn piece(&self) -> usize {
+        let step = Self::step_of(self.bytes).clamp(Checkpointer::EVERY_BYTES, PIECE_BYTES);
+        usize::try_from(step).unwrap_or(usize::MAX)
     }
 
     const fn head(&self) -> u64 {

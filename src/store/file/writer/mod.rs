@@ -7,9 +7,10 @@ mod hole;
 #[cfg(test)]
 mod tests;
 
+use std::slice::Chunks;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use cap::{GivenUp, PIECE_BYTES, RunCap};
+use cap::{GivenUp, RunCap};
 use files::Files;
 use half::WriterHalf;
 use hole::Hole;
@@ -99,10 +100,9 @@ impl OwnRun {
         if half.files.is_none() {
             return Err(finished(&self.run.id));
         }
-        let (result, rows_wait) = if half.cap.is_none() {
-            self.append_piece(&mut half, stream, bytes, now)
-        } else {
-            self.append_within_cap(&mut half, stream, bytes, now)
+        let (result, rows_wait) = match half.cap.as_ref().map(RunCap::piece) {
+            None => self.append_piece(&mut half, stream, bytes, now),
+            Some(piece) => self.append_within_cap(&mut half, stream, bytes.chunks(piece), now),
         };
         result.map(|()| Appended { mark_waits: half.mark_waits(), rows_wait })
     }
@@ -124,11 +124,11 @@ impl OwnRun {
         &self,
         half: &mut WriterHalf,
         stream: Stream,
-        bytes: &[u8],
+        pieces: Chunks<'_, u8>,
         now: UnixMicros,
     ) -> (Result<(), LogError>, usize) {
         let (mut result, mut rows_wait) = (Ok(()), 0);
-        for piece in bytes.chunks(PIECE_BYTES) {
+        for piece in pieces {
             let (appended, rows) = self.append_piece(half, stream, piece, now);
             result = result.and(appended);
             rows_wait = rows;
