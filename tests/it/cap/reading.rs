@@ -4,7 +4,7 @@ use databuild_logs::{ByteOffset, RunQuery, ServerOptions, Start};
 use proptest::prelude::*;
 
 use super::*;
-use crate::support::cli::Databuild;
+use crate::support::cli::{Databuild, Running, until};
 use crate::support::disk::SmallDisk;
 use crate::support::http::Server;
 
@@ -36,6 +36,8 @@ async fn head_and_tail_of_a_stream_are_kept_to_the_byte_and_the_numbers_of_the_h
     assert_eq!(log.len() as u64, bytes, "the file is as long as it was");
     let [begin, end] = [part.start, part.end].map(|at| usize::try_from(at).unwrap());
     assert!(log[..begin] == all.as_bytes()[..begin] && log[end..] == all.as_bytes()[end..]);
+    let freed = &log[begin..end - 1];
+    assert!(freed.iter().all(|&byte| byte == 0), "what is given up is gone to the byte");
     let lost = all[begin..end].lines().count() as u64;
     assert_eq!((run.stdout.dropped_bytes, run.stdout.dropped_lines), (part.end - part.start, lost));
     assert_eq!((run.stdout.bytes, run.stdout.lines), (bytes, printed[0]));
@@ -386,4 +388,50 @@ fn the_variable_caps_a_run_of_the_command_line_and_nonsense_is_refused() {
         let args = if command == "run" { vec!["run", "--", "true"] } else { vec!["serve"] };
         Databuild::new().with(name, bad).run(&args).says(name);
     }
+}
+
+#[test]
+fn memory_does_not_grow_with_what_is_given_up() {
+    let databuild = Databuild::new().with("DATABUILD_LOG_MAX_RUN_SIZE_MB", "1");
+    let mut command = databuild.command(&[
+        "run",
+        "--quiet",
+        "--id",
+        "r",
+        "--",
+        "yes",
+        "a line that is printed without end",
+    ]);
+    let child = command.spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let _job = Running::new(child);
+    let log = databuild.home.path().join("logs/job_runs/r/stdout.log");
+    let most_at = |bytes: u64| {
+        until(|| fs::metadata(&log).is_ok_and(|file| file.len() > bytes), || "it does not print".to_owned());
+        let status = fs::read_to_string(&status).unwrap();
+        let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        most.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
+    let (early, late) = (most_at(10_000_000), most_at(150_000_000));
+    assert!(late < early + 1024, "{early} kB, then {late} kB");
+}
+
+#[test]
+fn the_work_grows_with_what_is_printed_and_no_faster() {
+    let databuild = Databuild::new().with("DATABUILD_LOG_MAX_RUN_SIZE_MB", "0.3");
+    let trace = databuild.home.path().join("trace");
+    let step = 300_000 / 4;
+    let freed = [2_000_000, 8_000_000].map(|bytes: u64| {
+        let options = ["--seccomp-bpf", "-e", "trace=fallocate,pread64"];
+        let (id, script) =
+            (format!("r{bytes}"), format!("yes this line is printed over and over again | head -c {bytes}"));
+        let args = ["run", "--quiet", "--id", &id, "--", "sh", "-c", &script];
+        databuild.start_traced(&trace, &options, &args).done().code(0);
+        let trace = fs::read_to_string(&trace).unwrap();
+        let count = |call: &str| trace.lines().filter(|line| line.contains(call)).count() as u64;
+        assert!(count("pread64") <= 4 * count("PUNCH_HOLE"), "the journal is read, and no log");
+        count("PUNCH_HOLE")
+    });
+    assert!(freed[0] > 5 && freed[0] <= 2_000_000 / (64 * 1024) + 1, "{freed:?}");
+    assert!(freed[1] <= 5 * freed[0] && freed[1] > 8_000_000 / step / 2, "{freed:?}");
 }

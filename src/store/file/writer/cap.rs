@@ -20,8 +20,6 @@ use crate::store::file::marks::{Entry, JournalReader};
 /// The most bytes of one append that are written before it is looked whether the run is too large; fewer where little
 /// is given up at a time.
 const PIECE_BYTES: u64 = 256 * 1024;
-/// What disks are divided into, nearly always.
-const BLOCK_BYTES: u64 = 4096;
 
 /// What a run is to be kept within.
 #[derive(Debug)]
@@ -273,9 +271,8 @@ impl WriterHalf {
     pub(super) fn punch(&self, cut: Cut) {
         let Some(files) = &self.files else { return };
         let log = &files.logs[cut.stream.index()];
-        // The end of the line before what is kept stays too: by it a place where a line begins is known.
-        let (from, to) = (cut.begin.offset.next_multiple_of(BLOCK_BYTES), (cut.end.offset - 1) / BLOCK_BYTES);
-        if let Err(error) = log.punch(from..to * BLOCK_BYTES) {
+        // The end of the line before what is kept stays: by it a place where a line begins is known.
+        if let Err(error) = log.punch(cut.begin.offset..cut.end.offset - 1) {
             // It is tried again with the next cut, which covers this one.
             tracing::warn!(%error, "what is given up of a log stays on the disk for now");
         }
@@ -296,7 +293,7 @@ fn can_punch(log: &AppendFile) -> Result<bool, LogError> {
     static SAID: Once = Once::new();
     // Nothing is there.
     let behind = log.len() + (1 << 30);
-    let can = log.punch(behind..behind + BLOCK_BYTES)?;
+    let can = log.punch(behind..behind + 1)?;
     if !can {
         SAID.call_once(|| {
             tracing::warn!(path = %log.path().display(), "the file system can't free the middle of a file: logs stay whole, however large a run becomes");
