@@ -194,8 +194,9 @@ impl Environment {
 
     /// How a store treats the disk: `DATABUILD_LOG_MIN_FREE_MB`, how many MiB logs leave free (512; 0: no such
     /// floor), `DATABUILD_LOG_MAX_RUN_SIZE_MB`, how many MB of 10⁶ bytes a run keeps at most, with fractions (0: any
-    /// number), and `DATABUILD_LOG_DURABILITY`, what a power cut may take: `on-finish` (the default), `none`, or a
-    /// number of seconds for [`Durability::Periodic`].
+    /// number), `DATABUILD_LOG_DURABILITY`, what a power cut may take: `on-finish` (the default), `none`, or a number of
+    /// seconds for [`Durability::Periodic`], and `DATABUILD_LOG_COMPRESS_AFTER_HOURS`, how long after its end a run is
+    /// compressed: a number of hours, or `off` (the default).
     ///
     /// # Errors
     ///
@@ -226,7 +227,22 @@ impl Environment {
                 }
             },
         };
+        options.compress_after = self.compress_after()?;
         Ok(options)
+    }
+
+    fn compress_after(&self) -> Result<Option<Duration>, ConfigError> {
+        let name = "DATABUILD_LOG_COMPRESS_AFTER_HOURS";
+        let Some(given) = self.text(name)?.filter(|given| *given != "off") else { return Ok(None) };
+        let hours = given.parse().ok().filter(|hours: &f64| hours.is_finite() && *hours >= 0.0);
+        let after = hours.and_then(|hours| Duration::try_from_secs_f64(hours * 3_600.0).ok());
+        let expected = "expected off, or a number of hours such as 24 or 0.5";
+        let after = after.ok_or_else(|| invalid(Origin::Variable(name), given, expected))?;
+        if !cfg!(feature = "compression") {
+            let expected = "expected off: this program was built without the feature `compression`";
+            return Err(invalid(Origin::Variable(name), given, expected));
+        }
+        Ok(Some(after))
     }
 
     /// What a service keeps: `DATABUILD_LOG_TTL_DAYS`, how many days (7), and `DATABUILD_LOG_MAX_SIZE_GB`, how many GB
@@ -445,6 +461,24 @@ mod tests {
                 error.starts_with("DATABUILD_LOG_MAX_RUN_SIZE_MB is") && error.contains(" MB"),
                 "{error}"
             );
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "compression")]
+    fn hours_until_a_run_is_compressed_are_a_number_or_off() {
+        let after = |given| {
+            let options = environment([("DATABUILD_LOG_COMPRESS_AFTER_HOURS", given)]).store_options();
+            options.map(|options| options.compress_after)
+        };
+        for (given, seconds) in [("24", Some(86_400)), ("0.5", Some(1_800)), ("0", Some(0)), ("off", None)] {
+            assert_eq!(after(given).unwrap(), seconds.map(Duration::from_secs), "{given}");
+        }
+        assert_eq!(after("").unwrap(), None);
+        for bad in ["-1", "never", "24h", "NaN", "inf", "1e300", "on"] {
+            let error = after(bad).unwrap_err().to_string();
+            assert!(error.starts_with("DATABUILD_LOG_COMPRESS_AFTER_HOURS is"), "{error}");
+            assert!(error.contains("off, or a number of hours"), "{error}");
         }
     }
 

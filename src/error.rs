@@ -26,6 +26,12 @@ pub enum LogError {
         /// The run.
         id: JobRunId,
     },
+    /// The run goes on: only what is over can be treated so.
+    #[error("run {id} is not over yet")]
+    Unfinished {
+        /// The run.
+        id: JobRunId,
+    },
     /// The run was evicted; what is left of it says when and why.
     #[error("run {} was evicted at {}: {}", .0.id, .0.evicted_at, .0.reason)]
     Evicted(Box<Tombstone>),
@@ -77,10 +83,10 @@ pub enum LogError {
     /// A hole in a stream of lines; the stream goes on behind it.
     #[error("{} lines of {} after line {} were not kept ({} bytes, {:?})", .0.lines, .0.stream, .0.after, .0.bytes, .0.reason)]
     Gap(Gap),
-    /// This store does not do that.
+    /// This store, or this build, does not do that.
     #[error("{what}")]
     Unsupported {
-        /// What it does not do.
+        /// What is not done, and why.
         what: &'static str,
     },
     /// The store was closed.
@@ -107,7 +113,11 @@ impl LogError {
     pub(crate) const fn is_about_the_run(&self) -> bool {
         matches!(
             self,
-            Self::NotFound { .. } | Self::AlreadyExists { .. } | Self::Finished { .. } | Self::Evicted(_)
+            Self::NotFound { .. }
+                | Self::AlreadyExists { .. }
+                | Self::Finished { .. }
+                | Self::Unfinished { .. }
+                | Self::Evicted(_)
         )
     }
 

@@ -296,6 +296,31 @@ impl RunFolder {
         self.path.join(JOURNAL)
     }
 
+    /// Whether the run has a journal, compressed or not.
+    pub(crate) fn has_journal(&self) -> bool {
+        let journal = self.journal();
+        journal.exists() || compressed(&journal).exists()
+    }
+
+    /// What is compressed when the run is over: its logs and its journal.
+    pub(crate) fn parts(&self) -> [PathBuf; 3] {
+        [self.log(Stream::Stdout), self.log(Stream::Stderr), self.journal()]
+    }
+
+    /// Whether nothing is left to be compressed. A file without a byte stays as it is.
+    pub(crate) fn is_compressed(&self) -> bool {
+        !self.parts().iter().any(|part| fs::symlink_metadata(part).is_ok_and(|file| file.len() > 0))
+    }
+
+    /// Files that somebody was making of the run's parts when it died.
+    pub(crate) fn half_compressed(&self) -> Vec<PathBuf> {
+        let parts = self.parts();
+        let half_made = parts.iter().map(|part| being_compressed(part));
+        // While the plain file is there, it is the truth.
+        let unused = parts.iter().filter(|part| part.exists()).map(|part| compressed(part));
+        half_made.chain(unused).filter(|path| path.exists()).collect()
+    }
+
     pub(crate) fn metadata(&self) -> PathBuf {
         self.path.join(METADATA)
     }
@@ -492,6 +517,25 @@ impl RunFolder {
             tracing::warn!(path = %self.path.display(), %error, "a run folder that was only prepared stays behind");
         }
     }
+}
+
+/// The compressed file that stands in place of a log or journal.
+pub(crate) fn compressed(plain: &Path) -> PathBuf {
+    plain.with_file_name(format!("{}.zst", name_of(plain)))
+}
+
+/// The same while it is being made.
+pub(crate) fn being_compressed(plain: &Path) -> PathBuf {
+    plain.with_file_name(format!(".{}.zst.new", name_of(plain)))
+}
+
+fn name_of(path: &Path) -> &str {
+    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+}
+
+/// What the system says of a log or journal, compressed or not.
+pub(crate) fn metadata_of(plain: &Path) -> io::Result<fs::Metadata> {
+    fs::metadata(plain).or_else(|_| fs::metadata(compressed(plain)))
 }
 
 /// Bytes that a file or folder takes up on disk, as its blocks say; what is in the folder is not counted.

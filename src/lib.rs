@@ -34,7 +34,7 @@
 //! | `index/` | Where is line N, which runs are there? `schema` the tables, `codec` the bytes of a record, `progress` which places are kept, `checkpoints` their rows, `retention` which runs are oldest and what all take up, `committer` the thread that writes. |
 //! | `retention.rs` | Which runs are to be evicted, and why? The policy, and the plan from rows alone. |
 //! | `journal.rs` | What happened to a run, and when? The records and their bytes. |
-//! | `logfile.rs`, `layout.rs` | How is a file appended to and read; what are the files called? |
+//! | `logfile/`, `layout.rs` | How is a file appended to and read, plain or compressed (`seekable` reads, `compress` makes, `frames` has the bytes); what are the files called? |
 //! | `error.rs`, `run/`, `line.rs` | The words that everything speaks. |
 //! | `meter.rs` | What is counted? The names of all metrics. |
 //!
@@ -42,9 +42,10 @@
 //! further. Whoever writes publishes there, whoever reads waits there, and neither knows the other. `writer` writes
 //! the runs of this process; `adopt` and `watch` see the runs of other processes; `shared` holds the runs in memory
 //! by id. `source` is a read of one run: `places` finds where it begins, `lines` cuts lines out of a log, `marks`
-//! says in which order they came, `cuts` what was given up of a run that is too large (`writer/cap.rs` decides that). `commit` brings what waits to the index, and `list` lists. `evict` removes runs
-//! step by step, and `evictor` is the thread that sees when it is time. `handle` says who keeps a store open, and how
-//! its threads get at it.
+//! says in which order they came, and `cuts` what is given up of a run that is too large, which `writer/cap.rs` decides.
+//! `commit` brings what waits to the index, and `list` lists. `evict` removes runs step by step, and `evictor` is the
+//! thread that sees when it is time; `compressor` is the thread that compresses runs some time after their end, and
+//! `compress` puts the files in their place. `handle` says who keeps a store open, and how its threads get at it.
 //!
 //! `migrations-docs/` has every byte on disk. `tests/it/` is one test binary, a file a subject. `benches/`
 //! measures.
@@ -56,7 +57,7 @@
 //!    what is there, up to 256 KiB, into the job's one buffer. `Sink::take` gives it to the log first, then to the
 //!    tee, then to `Scanner::scan`, which looks for directives.
 //! 2. The log is a [`RunWriter`]. That of a file store goes through `Shared::append` to `OwnRun::append`
-//!    (`store/file/writer/`), where `AppendFile::append` (`logfile.rs`) writes the bytes. Now they are safe from
+//!    (`store/file/writer/`), where `AppendFile::append` (`logfile/mod.rs`) writes the bytes. Now they are safe from
 //!    a crash of this process. If the disk refuses them, the log is cut back to the end of its last whole line, a
 //!    `Hole` counts what comes until the disk takes it again, and the job hears nothing of it.
 //! 3. `WriterHalf::arrived` counts the lines, and `WriterHalf::mark` adds them to the open mark: "so many bytes and
@@ -158,10 +159,11 @@ pub use runner::{
 };
 pub use store::{
     Batch, BufferOptions, BufferedLogStore, CheckOptions, CheckReport, CompositeLogStore, CompositeOptions,
-    CutLine, Durability, FileLogStore, FileStoreOptions, Finding, FindingKind, Line, LineTime, Lines,
-    LogStore, Member, MemberHealth, MemberMode, MemoryLogStore, Outcome, ReadEnd, ReadEvent, ReadOptions,
-    ReadStream, RebuildProgress, RebuildReport, Repair, RunCursor, RunEnd, RunPage, RunQuery, RunWriter,
-    Start, StreamOptions, UnreadableRun, check_index, compact_index, conformance, dump_index, rebuild_index,
+    Compression, CutLine, Durability, FileLogStore, FileStoreOptions, Finding, FindingKind, Line, LineTime,
+    Lines, LogStore, Member, MemberHealth, MemberMode, MemoryLogStore, Outcome, ReadEnd, ReadEvent,
+    ReadOptions, ReadStream, RebuildProgress, RebuildReport, Repair, RunCursor, RunEnd, RunPage, RunQuery,
+    RunWriter, Start, StreamOptions, UnreadableRun, check_index, compact_index, conformance, dump_index,
+    rebuild_index,
 };
 pub use wire::{Cursor, Eof, GapNotice, InvalidCursor, LogLine, Problem, RunList};
 

@@ -67,6 +67,15 @@ impl View {
     /// Standard error alone.
     pub const STDERR: Self = Self::One(Stream::Stderr);
 
+    /// The streams that are shown.
+    pub(crate) const fn streams(self) -> &'static [Stream] {
+        match self {
+            Self::One(Stream::Stdout) => &[Stream::Stdout],
+            Self::One(Stream::Stderr) => &[Stream::Stderr],
+            Self::All => &Stream::BOTH,
+        }
+    }
+
     /// `"stdout"`, `"stderr"` or `"all"`, as in the HTTP paths.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -15,6 +15,9 @@ const APPENDED_LINES: &str = "databuild_log_appended_lines_total";
 const DROPPED_BYTES: &str = "databuild_log_dropped_bytes_total";
 const EVICTED_RUNS: &str = "databuild_log_evicted_runs_total";
 const EVICTED_BYTES: &str = "databuild_log_evicted_bytes_total";
+const COMPRESSED_RUNS: &str = "databuild_log_compressed_runs_total";
+const SAVED_BYTES: &str = "databuild_log_compression_saved_bytes_total";
+const FAILED_COMPRESSIONS: &str = "databuild_log_compression_failures_total";
 const COMMITS: &str = "databuild_log_index_commits_total";
 const FAILED_COMMITS: &str = "databuild_log_index_commit_failures_total";
 #[cfg(feature = "server")]
@@ -33,6 +36,9 @@ pub(crate) fn describe() {
     describe_counter!(DROPPED_BYTES, Unit::Bytes, "Output that could not be kept");
     describe_counter!(EVICTED_RUNS, "Runs that were evicted, by reason");
     describe_counter!(EVICTED_BYTES, Unit::Bytes, "What evicted runs took up on disk, by reason");
+    describe_counter!(COMPRESSED_RUNS, "Runs that were compressed");
+    describe_counter!(SAVED_BYTES, Unit::Bytes, "What compressed runs take up less than before");
+    describe_counter!(FAILED_COMPRESSIONS, "Runs that could not be compressed; they are tried again");
     describe_counter!(COMMITS, "Commits to the index");
     describe_counter!(FAILED_COMMITS, "Commits to the index that failed; they are tried again");
     describe_gauge!(FOLLOWERS, "Connections that follow a log");
@@ -73,6 +79,17 @@ impl Appends {
 pub(crate) fn evicted(reason: &'static str, runs: u64, bytes: u64) {
     counter!(EVICTED_RUNS, "reason" => reason).increment(runs);
     counter!(EVICTED_BYTES, "reason" => reason).increment(bytes);
+}
+
+/// A run was compressed, which saved so many bytes.
+pub(crate) fn compressed(saved_bytes: u64) {
+    counter!(COMPRESSED_RUNS).increment(1);
+    counter!(SAVED_BYTES).increment(saved_bytes);
+}
+
+/// A run could not be compressed.
+pub(crate) fn compression_failed() {
+    counter!(FAILED_COMPRESSIONS).increment(1);
 }
 
 /// Evicting is over, whether anything was evicted or not.

@@ -144,6 +144,17 @@ pub struct Problem {
     pub tombstone: Option<Tombstone>,
 }
 
+/// The answer of `POST /api/job_runs/{id}/compress`. How it went can come after the status of the answer is sent.
+#[cfg(any(feature = "server", feature = "client"))]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Compressed {
+    /// The run is compressed.
+    Done(crate::store::Compression),
+    /// It is not.
+    Failed(Problem),
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

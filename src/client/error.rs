@@ -59,6 +59,12 @@ pub enum ClientError {
         /// What would be right, in the service's words.
         detail: String,
     },
+    /// The service does not do it, and trying again changes nothing by itself.
+    #[error("the service refuses the request: {detail}")]
+    Refused {
+        /// Why, in the service's words.
+        detail: String,
+    },
     /// The service can't answer at the moment.
     #[error("the service at {url} can't answer at the moment (HTTP {status}): {detail}")]
     Unavailable {

@@ -20,8 +20,8 @@ use serde::de::DeserializeOwned;
 use crate::line::{LineNumber, Stream, UnixMicros, View};
 use crate::retention::{GcReport, GcRequest};
 use crate::run::{Completion, JobMetadata, JobRunId, Tombstone};
-use crate::store::{Batch, ReadOptions, RunQuery, Start};
-use crate::wire::{GapNotice, Problem, RunList};
+use crate::store::{Batch, Compression, ReadOptions, RunQuery, Start};
+use crate::wire::{Compressed, GapNotice, Problem, RunList};
 
 pub use error::ClientError;
 
@@ -179,6 +179,20 @@ impl Client {
         self.document(self.url(&[id.as_str()]), Some(id)).await
     }
 
+    /// Compresses a run that is over, and waits until that is done.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run); [`ClientError::Refused`] if the service can't do it.
+    pub async fn compress(&self, id: &JobRunId) -> Result<Compression, ClientError> {
+        let request = self.http.post(self.url(&[id.as_str(), "compress"]));
+        let response = self.send(request.header(ACCEPT, "application/json"), Some(id)).await?;
+        match self.read_document(response).await? {
+            Compressed::Done(done) => Ok(done),
+            Compressed::Failed(problem) => Err(self.problem(problem, Some(id))),
+        }
+    }
+
     /// Has runs evicted. One call evicts no more than [`GcReport::evicted`] says; while there is
     /// [more](GcReport::more), another one goes on.
     ///
@@ -330,6 +344,7 @@ impl Client {
             (404, _, Some(id)) => ClientError::NotFound { url, id: id.clone() },
             (410, Some(tombstone), _) => ClientError::Evicted(Box::new(tombstone)),
             (401, ..) => ClientError::Unauthorized { url },
+            (403 | 409, ..) => ClientError::Refused { detail: problem.detail },
             (429 | 500.., ..) => self.unavailable(problem.status, problem.detail),
             (400, ..) => ClientError::BadParameter { parameter: problem.parameter, detail: problem.detail },
             (status, ..) => self.protocol(format!("HTTP {status}: {}", problem.detail)),

@@ -4,6 +4,7 @@
 //! is made on a thread for blocking work.
 
 mod auth;
+mod compress;
 mod json;
 mod metrics;
 mod params;
@@ -108,6 +109,7 @@ impl App {
         let api = Router::new()
             .route("/job_runs", get(runs::list))
             .route("/job_runs/{id}", get(runs::one))
+            .route("/job_runs/{id}/compress", post(compress::run))
             .route("/job_runs/{id}/pin", put(retention::pin).delete(retention::unpin))
             .route("/gc", post(retention::gc))
             .route("/job_runs/{id}/logs/{view}", get(stream::events))

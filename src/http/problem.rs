@@ -129,6 +129,7 @@ impl From<LogError> for Refusal {
             // The run is in another state than the caller takes it to be in.
             LogError::AlreadyExists { .. } => Self::new(StatusCode::CONFLICT, "already-exists", detail),
             LogError::Finished { .. } => Self::new(StatusCode::CONFLICT, "finished", detail),
+            LogError::Unfinished { .. } => Self::new(StatusCode::CONFLICT, "unfinished", detail),
             LogError::Unsupported { .. } => Self::new(StatusCode::NOT_IMPLEMENTED, "unsupported", detail),
             // Passes: a restart, another process that lets go of the folder, an index that is being rebuilt.
             LogError::Closed => Self::passing("shutting-down", detail),

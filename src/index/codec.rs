@@ -23,6 +23,8 @@ pub(crate) struct RunRecord {
     pub(crate) has_journal: bool,
     /// Bytes that the run's folder takes up on disk.
     pub(crate) disk_bytes: u64,
+    /// Whether nothing of its logs and its journal is left to be compressed.
+    pub(crate) compressed: bool,
 }
 
 /// A value that can't be read.
@@ -177,9 +179,15 @@ struct StoredRun {
     /// Missing dependencies and fields unknown to this version, as JSON; empty when there are none.
     documents: String,
     gaps: Vec<StoredGap>,
-    has_journal: bool,
+    /// [`HAS_JOURNAL`] and [`COMPRESSED`].
+    flags: u8,
     disk_bytes: u64,
 }
+
+/// The run has a journal.
+const HAS_JOURNAL: u8 = 1;
+/// Its logs and its journal are compressed.
+const COMPRESSED: u8 = 2;
 
 #[derive(Encode, Decode)]
 enum StoredState {
@@ -289,7 +297,7 @@ impl From<&RunRecord> for StoredRun {
                 .map(StoredGap::from)
                 .chain(record.cuts.iter().map(StoredGap::from))
                 .collect(),
-            has_journal: record.has_journal,
+            flags: HAS_JOURNAL * u8::from(record.has_journal) + COMPRESSED * u8::from(record.compressed),
             disk_bytes: record.disk_bytes,
         }
     }
@@ -329,7 +337,12 @@ impl TryFrom<StoredRun> for RunRecord {
                 GapOrCut::Cut(cut) => cuts.take(cut),
             }
         }
-        Ok(Self { run, gaps, cuts, has_journal: stored.has_journal, disk_bytes: stored.disk_bytes })
+        if stored.flags > HAS_JOURNAL + COMPRESSED {
+            return Err(Damaged);
+        }
+        let has = |flag| stored.flags & flag != 0;
+        let (has_journal, compressed) = (has(HAS_JOURNAL), has(COMPRESSED));
+        Ok(Self { run, gaps, cuts, has_journal, disk_bytes: stored.disk_bytes, compressed })
     }
 }
 
@@ -477,7 +490,7 @@ mod tests {
             reason: GapReason::DiskFull,
         };
         let gaps = vec![GapAt { gap, offset: 4 }];
-        RunRecord { run, gaps, cuts: Cuts::default(), has_journal: true, disk_bytes: 8192 }
+        RunRecord { run, gaps, cuts: Cuts::default(), has_journal: true, disk_bytes: 8192, compressed: false }
     }
 
     fn cut_record() -> RunRecord {
@@ -493,6 +506,10 @@ mod tests {
     fn a_record_survives_its_bytes() {
         assert_eq!(decode_run(1, &encode_run(1, &record())), Ok(record()));
         assert_eq!(decode_run(1, &encode_run(1, &cut_record())), Ok(cut_record()));
+        for (has_journal, compressed) in [(false, false), (false, true), (true, true)] {
+            let record = RunRecord { has_journal, compressed, ..record() };
+            assert_eq!(decode_run(1, &encode_run(1, &record)), Ok(record));
+        }
     }
 
     #[test]

@@ -18,6 +18,9 @@ pub(crate) struct Changes {
     pub(crate) forgotten: Vec<RunNumber>,
     /// Runs that are new, or whose record changed.
     pub(crate) runs: Vec<(RunNumber, RunRecord)>,
+    /// Runs that are compressed now, and the bytes that each takes up on disk. What the index does not know any more
+    /// is passed over.
+    pub(crate) compressed: Vec<(RunNumber, u64)>,
     /// Places of lines, in rising order for each run and stream.
     pub(crate) lines: Vec<(RunNumber, LineCheckpoint)>,
     /// Places in journals.
@@ -36,6 +39,7 @@ impl Changes {
     /// How many rows that is, more or less.
     pub(crate) const fn rows(&self) -> usize {
         self.runs.len()
+            + self.compressed.len()
             + self.lines.len()
             + self.progress.len()
             + self.forgotten.len()
@@ -48,6 +52,7 @@ impl Changes {
             forget_run(transaction, number)?;
         }
         put_runs(transaction, &self.runs)?;
+        put_runs(transaction, &compressed(transaction, &self.compressed)?)?;
         put_pins(transaction, &self.pins)?;
         put_tombstones(transaction, &self.tombstones)?;
         checkpoints::put(transaction, &self.lines)?;
@@ -109,6 +114,23 @@ fn put_runs(transaction: &WriteTransaction, runs: &[(RunNumber, RunRecord)]) -> 
         }
     }
     finished.close(transaction)
+}
+
+/// The records of runs that are compressed now.
+fn compressed(
+    transaction: &WriteTransaction,
+    runs: &[(RunNumber, u64)],
+) -> Result<Vec<(RunNumber, RunRecord)>, Failure> {
+    let records = transaction.open_table(schema::RUNS)?;
+    let mut found = Vec::new();
+    for &(number, disk_bytes) in runs {
+        if let Some(value) = records.get(number)?
+            && let Ok(record) = codec::decode_run(number, value.value())
+        {
+            found.push((number, RunRecord { disk_bytes, compressed: true, ..record }));
+        }
+    }
+    Ok(found)
 }
 
 pub(super) fn forget_run(transaction: &WriteTransaction, number: RunNumber) -> Result<(), Failure> {

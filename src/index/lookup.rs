@@ -8,7 +8,7 @@ use crate::index::codec::{self, Damaged, RunRecord};
 use crate::index::handle::{Failure, Index, damaged};
 use crate::index::progress::{Checkpointer, LineCheckpoint, Progress, Resume};
 use crate::index::schema::{self, RunNumber};
-use crate::line::Stream;
+use crate::line::{Stream, UnixMicros};
 use crate::run::{JobRunId, Tombstone};
 
 /// What the index knows of an id.
@@ -33,7 +33,53 @@ pub(crate) struct StandingRows {
     pub(crate) found_by_partition: bool,
 }
 
+/// Runs that are over and not compressed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct NotCompressed {
+    /// The oldest first.
+    pub(crate) runs: Vec<JobRunId>,
+    /// Where to look for more; `None` if there are none.
+    pub(crate) behind: Option<(u64, RunNumber)>,
+}
+
 impl Index {
+    /// The runs that ended at `until` at the latest and are not compressed, from the place of one look on, among so
+    /// many rows. From the beginning, all pinned ones come first.
+    pub(crate) fn not_compressed(
+        &self,
+        from: (u64, RunNumber),
+        until: UnixMicros,
+        rows: usize,
+    ) -> Result<NotCompressed, LogError> {
+        self.read(|transaction| {
+            let runs = transaction.open_table(schema::RUNS)?;
+            let table = transaction.open_table(schema::EVICTABLE)?;
+            let mut found = NotCompressed::default();
+            let look_at = |found: &mut NotCompressed, number| -> Result<(), Failure> {
+                let Some(value) = runs.get(number)? else { return Ok(()) };
+                let record = codec::decode_run(number, value.value()).map_err(damaged)?;
+                if !record.compressed && record.run.state.ended().is_some_and(|ended| ended <= until) {
+                    found.runs.push(record.run.id().clone());
+                }
+                Ok(())
+            };
+            if from == (0, 0) {
+                for row in transaction.open_table(schema::PINNED)?.iter()? {
+                    look_at(&mut found, row?.0.value())?;
+                }
+            }
+            if from > (until.0, RunNumber::MAX) {
+                return Ok(found);
+            }
+            for row in table.range(from..=(until.0, RunNumber::MAX))?.take(rows) {
+                let (ended, number) = row?.0.value();
+                found.behind = Some((ended, number.saturating_add(1)));
+                look_at(&mut found, number)?;
+            }
+            Ok(found)
+        })
+    }
+
     /// What is known of an id.
     pub(crate) fn find(&self, id: &JobRunId) -> Result<Option<Known>, LogError> {
         self.read(|transaction| {

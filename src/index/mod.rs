@@ -39,7 +39,14 @@ mod tests {
         if let Some(ended) = ended {
             run.state = RunState::Succeeded { ended: UnixMicros(ended) };
         }
-        RunRecord { run, gaps: Vec::new(), cuts: Cuts::default(), has_journal: true, disk_bytes: 10 }
+        RunRecord {
+            run,
+            gaps: Vec::new(),
+            cuts: Cuts::default(),
+            has_journal: true,
+            disk_bytes: 10,
+            compressed: false,
+        }
     }
 
     fn ids(found: &[(RunNumber, RunRecord)]) -> Vec<&str> {

@@ -16,6 +16,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
+use serde::{Deserialize, Serialize};
 
 use crate::error::LogError;
 use crate::line::{ByteOffset, LineNumber, Stream, UnixMicros, View};
@@ -127,6 +128,19 @@ pub trait LogStore: Send + Sync {
     /// What the disk or the index said.
     fn runs(&self, query: &RunQuery) -> Result<RunPage, LogError>;
 
+    /// Compresses what is kept of a run that is over, now, and gives when it is done. It reads the same as before, also
+    /// for who is reading it. A run that is compressed stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::NotFound`], [`LogError::Evicted`]; [`LogError::Unfinished`] while the run goes on;
+    /// [`LogError::InUse`] if somebody is at it; [`LogError::Unsupported`] by a store that keeps no files; or what the
+    /// disk said. Nothing is lost then.
+    fn compress(&self, id: &JobRunId) -> Result<Compression, LogError> {
+        self.run(id)?;
+        Err(LogError::Unsupported { what: "this store keeps nothing that could be compressed" })
+    }
+
     /// Evicts runs that are over: what the store's own policy says, with other limits where the request has them.
     /// Runs that go on and runs that are pinned are never evicted.
     ///
@@ -217,6 +231,15 @@ pub trait LogStore: Send + Sync {
             other => other.map(drop),
         }
     }
+}
+
+/// What became of a run's files when they were compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compression {
+    /// Bytes that the run took up on disk before.
+    pub bytes_before: u64,
+    /// Bytes that it takes up now.
+    pub bytes_after: u64,
 }
 
 /// The one handle that writes a run.

@@ -5,6 +5,7 @@ mod buffered;
 mod cap;
 mod cli;
 mod composite;
+mod compress;
 mod conformance;
 mod crash;
 mod damage;

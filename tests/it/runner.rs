@@ -494,6 +494,9 @@ fn the_verb_says_with_its_exit_code_what_went_wrong() {
     let code = |args: &[&str]| verb(logs.path()).args(args).output().unwrap().status.code();
     assert_eq!(code(&["--", "sh", "-c", "kill -KILL $$"]), Some(137));
     assert_eq!(code(&["--cwd", "/nowhere", "--", "true"]), Some(125));
+    for nonsense in [&["--id", "../x", "--", "true"][..], &["--no-such-flag", "--", "true"], &[]] {
+        assert_eq!(code(nonsense), Some(125), "{nonsense:?}");
+    }
     assert_eq!(code(&["--", "/"]), Some(126));
     let output = verb(logs.path()).args(["--", "no-such-command-anywhere"]).output().unwrap();
     assert_eq!(output.status.code(), Some(127));

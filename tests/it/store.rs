@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use databuild_logs::{
     ByteOffset, Exit, FileLogStore, FileStoreOptions, JobMetadata, JobRunId, LineNumber, LogError, LogStore,
-    Outcome, ReadEnd, ReadEvent, ReadOptions, RunEnd, RunQuery, RunSpec, RunState, Start, StateKind, Stream,
-    View,
+    Outcome, ReadEnd, ReadEvent, ReadOptions, ReadStream, RunEnd, RunQuery, RunSpec, RunState, Start,
+    StateKind, Stream, View,
 };
 use futures_util::StreamExt;
 
@@ -32,8 +32,11 @@ fn success() -> RunEnd {
 
 /// All lines of a read, and its end.
 async fn read(store: &dyn LogStore, run: &JobRunId, options: ReadOptions) -> (Vec<(u64, String)>, ReadEnd) {
+    rest(store.read(run, options).unwrap()).await
+}
+
+async fn rest(mut events: ReadStream) -> (Vec<(u64, String)>, ReadEnd) {
     let mut lines = Vec::new();
-    let mut events = store.read(run, options).unwrap();
     while let Some(event) = events.next().await {
         match event.unwrap() {
             ReadEvent::Lines(batch) => lines.extend(
@@ -177,6 +180,39 @@ async fn a_folder_by_another_tool_is_a_run_and_is_followed() {
     assert_eq!(metadata.state.exit(), Some(Exit::Code(3)));
     assert_eq!(metadata.other["tool"], "theirs");
     assert!(!of_run.join("journal").exists(), "nothing is written into a folder by another tool");
+}
+
+#[tokio::test]
+async fn both_streams_of_a_run_without_a_journal_are_followed_standard_output_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = open(folder.path());
+    let run = id("by-hand");
+    let of_run = folder.path().join("job_runs/by-hand");
+    fs::create_dir_all(&of_run).unwrap();
+    fs::write(of_run.join("stderr.log"), "warning\n").unwrap();
+    fs::write(of_run.join("stdout.log"), "one\ntwo\n").unwrap();
+    eventually("its lines are counted", || (service.run(&run).ok()?.stdout.lines == 2).then_some(())).await;
+    let follow = ReadOptions { follow: true, ..ReadOptions::new(View::All) };
+    let from = |since| ReadOptions { start: Start::After(LineNumber(since)), ..follow.clone() };
+    let mut events = service.read(&run, follow.clone()).unwrap();
+    let later: Vec<_> = [1, 3, 4].map(|since| service.read(&run, from(since)).unwrap()).into();
+    let Some(Ok(ReadEvent::Lines(first))) = events.next().await else {
+        panic!("nothing comes while it goes on")
+    };
+    assert_eq!((&first.bytes[..], first.first_position), (&b"one\ntwo\n"[..], LineNumber(1)));
+    let mut log = fs::OpenOptions::new().append(true).open(of_run.join("stdout.log")).unwrap();
+    std::io::Write::write_all(&mut log, b"three\nlast").unwrap();
+    let Some(Ok(ReadEvent::Lines(next))) = events.next().await else { panic!("it is not followed") };
+    assert_eq!((&next.bytes[..], next.first_position), (&b"three\n"[..], LineNumber(3)));
+    fs::write(of_run.join("metadata.json"), r#"{"job_run_id":"by-hand","exit_code":0}"#).unwrap();
+
+    let all = ["one", "two", "three", "last", "warning"];
+    for (since, events) in [3, 1, 3, 4].into_iter().zip([events].into_iter().chain(later)) {
+        let (lines, _) = rest(events).await;
+        let texts: Vec<_> = lines.iter().map(|(_, text)| text.as_str()).collect();
+        assert_eq!(texts, all[since..], "since {since}");
+    }
+    assert_eq!(read(&service, &run, ReadOptions::new(View::All)).await.0.len(), all.len());
 }
 
 #[tokio::test]

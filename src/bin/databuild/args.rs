@@ -127,12 +127,15 @@ pub(crate) struct RunsArgs {
     pub(crate) list: ListArgs,
 }
 
+/// What can be done with one run.
 #[derive(Debug, Subcommand)]
 pub(crate) enum RunsCommand {
     /// Never evict a run
     Pin(PinArgs),
     /// Let a run be evicted again when its time comes
     Unpin(PinArgs),
+    /// Compress the logs and the journal of a run that is over; it reads the same
+    Compress(CompressArgs),
 }
 
 #[derive(Debug, Args)]
@@ -153,6 +156,15 @@ pub(crate) struct ListArgs {
     #[arg(long)]
     pub(crate) partition: Option<String>,
     /// text: a table; json: an object a line
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    pub(crate) output: RunsFormat,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompressArgs {
+    /// The run: its id, the beginning of it, or `latest`
+    pub(crate) run: String,
+    /// text: a line; json: an object
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
     pub(crate) output: RunsFormat,
 }

@@ -168,6 +168,7 @@ const fn words(kind: FindingKind) -> &'static str {
         FindingKind::LogShort => "short log",
         FindingKind::LogLong => "long log",
         FindingKind::LinesDiffer => "changed log",
+        FindingKind::CompressedDamaged => "damaged frame",
         FindingKind::TotalsDiffer => "wrong sizes",
         FindingKind::Leftover => "leftover",
         FindingKind::Unreadable => "unreadable folder",

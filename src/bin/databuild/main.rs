@@ -1,6 +1,7 @@
 //! `databuild`: runs jobs, serves their logs, and shows them.
 
 mod args;
+mod compress;
 mod failure;
 mod gc;
 mod index;
@@ -17,14 +18,18 @@ mod store;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 
 use args::{Cli, Command};
 use failure::{Code, Failure};
 use settings::Settings;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return not_understood(&error),
+    };
     let settings = Settings::new(cli.globals);
     let done = match cli.command {
         Command::Run(args) => match settings.recording() {
@@ -38,4 +43,16 @@ fn main() -> ExitCode {
         Command::Index(command) => index::run(&command, &settings),
     };
     done.unwrap_or_else(Failure::report)
+}
+
+/// Says what is wrong with the arguments, or the help that was asked for. A 2 of `run` could be the job's own.
+fn not_understood(error: &clap::Error) -> ExitCode {
+    // Nobody is there to be told, or somebody is.
+    let _ = error.print();
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        return ExitCode::SUCCESS;
+    }
+    let words = Cli::command().ignore_errors(true).try_get_matches();
+    let is_run = words.is_ok_and(|words| words.subcommand_name() == Some("run"));
+    ExitCode::from(if is_run { Code::NotRecorded } else { Code::Usage } as u8)
 }

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use databuild_logs::{JobMetadata, JobRunId, RunQuery, UnixMicros};
 
 use crate::args::{ListArgs, RunsArgs, RunsCommand, RunsFormat};
+use crate::compress;
 use crate::failure::Failure;
 use crate::locate::{RunName, locate};
 use crate::printing::{Table, note, terminal_width};
@@ -17,12 +18,13 @@ use crate::stop;
 /// The most runs that are asked for at once.
 const PAGE: usize = 1000;
 
-/// Lists runs, of the service if one answers, else of the folder.
+/// Lists runs, of the service if one answers, else of the folder; or does something with one.
 pub(crate) fn run(args: RunsArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     match args.command {
         None => {}
         Some(RunsCommand::Pin(pin)) => return set_pinned(&pin.run, true, settings),
         Some(RunsCommand::Unpin(pin)) => return set_pinned(&pin.run, false, settings),
+        Some(RunsCommand::Compress(args)) => return compress::run(&args, settings),
     }
     let format = args.list.output;
     let runs = runtime()?.block_on(async {

@@ -17,7 +17,9 @@ use crate::error::LogError;
 use crate::line::{ByteOffset, LineNumber, Stream, View};
 use crate::retention::{GcReport, GcRequest};
 use crate::run::{JobMetadata, JobRunId, RunSpec};
-use crate::store::{LogStore, ReadOptions, ReadStream, RunEnd, RunPage, RunQuery, RunWriter, Start};
+use crate::store::{
+    Compression, LogStore, ReadOptions, ReadStream, RunEnd, RunPage, RunQuery, RunWriter, Start,
+};
 
 use run::RunBuffer;
 
@@ -316,6 +318,10 @@ impl LogStore for BufferedLogStore {
     }
 
     /// Hands on what is buffered and closes the store behind. Later appends are buffered as before.
+    fn compress(&self, id: &JobRunId) -> Result<Compression, LogError> {
+        self.timed.core.inner.compress(id)
+    }
+
     fn close(&self) -> Result<(), LogError> {
         let core = &self.timed.core;
         let mut failure = None;

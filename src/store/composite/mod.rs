@@ -17,7 +17,7 @@ use crate::line::{ByteOffset, LineNumber, Stream, View};
 use crate::retention::{GcReport, GcRequest};
 use crate::run::{JobMetadata, JobRunId, RunSpec};
 use crate::store::{
-    LogStore, ReadOptions, ReadStream, RunCursor, RunEnd, RunPage, RunQuery, RunWriter, Start,
+    Compression, LogStore, ReadOptions, ReadStream, RunCursor, RunEnd, RunPage, RunQuery, RunWriter, Start,
 };
 
 use best_effort::BestEffort;
@@ -274,6 +274,19 @@ impl LogStore for CompositeLogStore {
 
     fn runs(&self, query: &RunQuery) -> Result<RunPage, LogError> {
         self.shared.page(query)
+    }
+
+    /// Compresses the run in every required member that can do that, and gives what the first of those gives.
+    fn compress(&self, id: &JobRunId) -> Result<Compression, LogError> {
+        let mut answer = Err(LogError::Unsupported { what: "no store keeps files to compress" });
+        for (index, member) in self.shared.required.iter().enumerate() {
+            match member.store.compress(id) {
+                Ok(done) => answer = answer.or(Ok(done)),
+                Err(LogError::Unsupported { .. }) => {}
+                Err(error) => return Err(member.failed(index, "compressing", error)),
+            }
+        }
+        answer
     }
 
     /// Evicts in the first required member that can.

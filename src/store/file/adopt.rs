@@ -1,6 +1,5 @@
 //! Runs that other processes write: found, followed, and ended when their writer is gone.
 
-use std::fs;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::LogError;
@@ -8,7 +7,7 @@ use crate::index::RunNumber;
 use crate::index::progress::{Progress, Resume};
 use crate::layout::Layout;
 use crate::line::{Stream, UnixMicros};
-use crate::logfile::{AppendFile, Fetched, Io, ReadFile};
+use crate::logfile::{AppendFile, Fetched, Io, ReadFile, length};
 use crate::meter::Appends;
 use crate::run::{JobMetadata, JobRunId, RunState};
 use crate::store::file::FileStoreOptions;
@@ -67,8 +66,7 @@ impl ForeignRun {
             return Ok(true);
         }
         // Looked at before the journal: of every hole before these bytes, the journal tells by then.
-        let lengths =
-            Stream::BOTH.map(|stream| fs::metadata(self.run.folder.log(stream)).map_or(0, |file| file.len()));
+        let lengths = Stream::BOTH.map(|stream| length(&self.run.folder.log(stream)));
         let indexed = self.run.number.is_some();
         let mut news = News { indexed, ..News::default() };
         let run = self.run.state().run.clone();
@@ -86,7 +84,7 @@ impl ForeignRun {
     fn publish(&self, tracker: &Tracker, lengths: [u64; 2], news: News) {
         let visible = Stream::BOTH.map(|stream| {
             let (before, marked) = (lengths[stream.index()], tracker.progress.of(stream).bytes);
-            let now = fs::metadata(self.run.folder.log(stream)).map_or(0, |file| file.len());
+            let now = length(&self.run.folder.log(stream));
             // Of holes in what came since, the journal tells as far as its marks go.
             if now < before { now } else { before.max(marked.min(now)) }
         });
@@ -100,7 +98,10 @@ impl ForeignRun {
         if unchanged {
             return;
         }
-        let disk_bytes = if news.end.is_some() { self.run.folder.disk_bytes() } else { 0 };
+        let (disk_bytes, compressed) = match news.end {
+            Some(_) => (self.run.folder.disk_bytes(), self.run.folder.is_compressed()),
+            None => (0, false),
+        };
         self.run.change(|state| {
             state.progress = tracker.progress;
             state.visible = visible;
@@ -116,7 +117,7 @@ impl ForeignRun {
             if let Some(run) = news.end {
                 state.visible = [run.stdout.bytes, run.stderr.bytes];
                 state.run = *run;
-                state.disk_bytes = disk_bytes;
+                (state.disk_bytes, state.compressed) = (disk_bytes, compressed);
                 state.waiting.dirty = true;
             }
         });
@@ -163,11 +164,11 @@ impl ForeignRun {
                 [run.stdout, run.stderr] = behind.totals();
             }
         }
-        let disk_bytes = self.run.folder.disk_bytes();
+        let (disk_bytes, compressed) = (self.run.folder.disk_bytes(), self.run.folder.is_compressed());
         self.run.change(|state| {
             state.visible = [run.stdout.bytes, run.stderr.bytes];
             state.run = run;
-            state.disk_bytes = disk_bytes;
+            (state.disk_bytes, state.compressed) = (disk_bytes, compressed);
             news.found.into_iter().for_each(|found| state.waiting.push(found));
             state.waiting.dirty = true;
         });
@@ -177,6 +178,11 @@ impl ForeignRun {
     /// When the last sign of the run was written.
     fn last_sign(&self) -> UnixMicros {
         UnixMicros::from(last_touched(&self.run.folder)).max(self.tracker().progress.time)
+    }
+
+    /// Whether the run's journal is compressed: it was over by then, and nothing is written to it any more.
+    pub(crate) fn is_compressed(&self) -> bool {
+        matches!(&self.tracker().source, Source::Journal(journal) if journal.file().is_compressed())
     }
 
     /// Whether `metadata.json` says how the run ended, although its journal does not.
@@ -266,7 +272,7 @@ impl ForeignRun {
     /// Whether the run's journal has ended but nothing was said of it in `metadata.json` yet.
     pub(crate) fn lacks_metadata(&self) -> bool {
         // A folder without a journal is by another tool.
-        self.run.is_over() && !self.run.folder.metadata().exists() && self.run.folder.journal().exists()
+        self.run.is_over() && !self.run.folder.metadata().exists() && self.run.folder.has_journal()
     }
 
     /// Writes the `metadata.json` that a writer did not get to after it ended its journal.
@@ -275,8 +281,8 @@ impl ForeignRun {
             return Ok(());
         }
         // Whoever has the lock is the one to write it.
-        let journal = AppendFile::open(self.run.folder.journal())?;
-        if journal.try_lock()? && self.lacks_metadata() {
+        let journal = ReadFile::open_when_there(&self.run.folder.journal())?;
+        if journal.try_lock_alone()? && self.lacks_metadata() {
             self.run.folder.write_metadata(&self.run.metadata(), options.durability.syncs_ends())?;
             self.run.folder.remove_unfinished_metadata();
             self.run.state().waiting.dirty = true;

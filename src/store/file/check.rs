@@ -97,6 +97,9 @@ pub enum FindingKind {
     LogLong,
     /// The lines of a log are not where, or not as many as, its journal says.
     LinesDiffer,
+    /// A part of a compressed log or journal is not what was written.
+    CompressedDamaged,
+    /// A file or folder that somebody was preparing when it died.
     /// What the index says that runs take up on disk is not what they take up.
     TotalsDiffer,
     /// A file or folder that somebody was preparing or removing when it died.

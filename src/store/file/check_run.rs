@@ -1,15 +1,13 @@
 //! What there is to find in the folder of one run, and in the rows that lead to it.
 
-use std::fs;
-
 use crate::error::LogError;
 use crate::index::codec::RunRecord;
 use crate::index::progress::{GapAt, LineCheckpoint, Progress};
 use crate::index::{Index, Known, RunNumber};
 use crate::journal::Cut;
-use crate::layout::RunFolder;
+use crate::layout::{RunFolder, compressed};
 use crate::line::Stream;
-use crate::logfile::{Fetched, Io, ReadFile, count_lines};
+use crate::logfile::{Fetched, Io, ReadFile, Sound, count_lines};
 use crate::run::{JobMetadata, JobRunId};
 use crate::store::file::check::{Check, FindingKind, Repair, remove};
 use crate::store::file::derive::{Derived, Standing, derive};
@@ -46,10 +44,11 @@ pub(crate) fn check_run(check: &mut Check, id: &JobRunId) -> Result<(), LogError
         check.report.live += 1;
         return Ok(());
     }
-    for path in folder.unfinished_metadata() {
+    for path in folder.unfinished_metadata().into_iter().chain(folder.half_compressed()) {
         let detail = format!("{} was being written", path.display());
         check.found(FindingKind::Leftover, Some(id), detail, || remove(&path))?;
     }
+    tables(check, id, &folder)?;
     journal(check, id, &derived)?;
     if derived.standing != Standing::Abandoned {
         metadata(check, id, &folder, &derived)?;
@@ -65,7 +64,7 @@ pub(crate) fn check_run(check: &mut Check, id: &JobRunId) -> Result<(), LogError
 /// Whether a run without a journal is over and its logs are as long as the index says; to count their lines is left
 /// to a deep check.
 fn is_plain_and_as_known(folder: &RunFolder, record: &RunRecord) -> Result<bool, LogError> {
-    if record.has_journal || !record.run.state.is_over() || folder.journal().exists() {
+    if record.has_journal || !record.run.state.is_over() || folder.has_journal() {
         return Ok(false);
     }
     let as_long =
@@ -79,7 +78,20 @@ fn same(a: &JobMetadata, b: &JobMetadata) -> bool {
 }
 
 fn length(folder: &RunFolder, stream: Stream) -> u64 {
-    fs::metadata(folder.log(stream)).map_or(0, |file| file.len())
+    crate::logfile::length(&folder.log(stream))
+}
+
+/// Looks whether the compressed files can be read by position.
+fn tables(check: &mut Check, id: &JobRunId, folder: &RunFolder) -> Result<(), LogError> {
+    for part in folder.parts() {
+        if ReadFile::open_if_there(&part)?.is_some_and(|file| file.is_damaged()) {
+            let detail = format!("the table of {} is damaged", compressed(&part).display());
+            let why = "its frames are looked for, up to the first that is damaged".to_owned();
+            check
+                .found(FindingKind::CompressedDamaged, Some(id), detail, || Ok(Repair::Impossible { why }))?;
+        }
+    }
+    Ok(())
 }
 
 fn journal(check: &mut Check, id: &JobRunId, derived: &Derived) -> Result<(), LogError> {
@@ -95,7 +107,7 @@ fn journal(check: &mut Check, id: &JobRunId, derived: &Derived) -> Result<(), Lo
         }
         Standing::Over | Standing::Live => {}
     }
-    if !derived.record.has_journal && check.layout.run(id).journal().exists() {
+    if !derived.record.has_journal && check.layout.run(id).has_journal() {
         let why = "the lines are counted in the logs, and when they arrived is not known".to_owned();
         let detail = "the journal has no sound beginning".to_owned();
         check.found(FindingKind::JournalDamaged, Some(id), detail, || Ok(Repair::Impossible { why }))?;
@@ -165,17 +177,24 @@ fn count_all(
         }
         let mut log = Counting::new(folder, stream)?;
         let cut = derived.record.cuts.of(stream);
-        if let Some(cut) = cut {
-            let within = |at: &&&GapAt| cut.begin.lines <= at.gap.after.0 && ends_before(at, cut.end.lines);
-            let lost_before: u64 = gaps.iter().filter(within).map(|at| at.gap.lines).sum();
-            log.given_up = Some((cut, cut.lines().saturating_sub(lost_before)));
-        }
+        log.given_up = cut.map(|cut| GivenUp::new(cut, &gaps));
+        let mut damaged = |log: &mut Counting| {
+            log.damaged.drain(..).try_for_each(|(from, to)| {
+                let detail =
+                    format!("the bytes from {from} to {to} of {stream}.log are in a frame that is damaged");
+                let why = "they are lost".to_owned();
+                check.found(FindingKind::CompressedDamaged, Some(id), detail, || {
+                    Ok(Repair::Impossible { why })
+                })
+            })
+        };
         let mut wrong = None;
         for at in of_stream.filter(|at| cut.is_none_or(|cut| !cut.covers(at.offset))) {
             let lost: u64 =
                 gaps.iter().filter(|gap| ends_before(gap, at.line)).map(|gap| gap.gap.lines).sum();
             log.count_to(at.offset)?;
-            if log.lines + lost != at.line || log.last != Some(b'\n') {
+            // Within what is damaged, lines can't be counted.
+            if log.offset == at.offset && (log.lines + lost != at.line || log.last != Some(b'\n')) {
                 wrong.get_or_insert_with(|| {
                     let (offset, line, is) = (at.offset, at.line, log.lines + lost);
                     format!("{line} lines end before byte {offset} of {stream}.log by the journal, {is} by the log")
@@ -183,8 +202,9 @@ fn count_all(
             }
         }
         log.count_to(totals.bytes)?;
+        damaged(&mut log)?;
         let unterminated = u64::from(log.last.is_some_and(|last| last != b'\n'));
-        let given_up = log.given_up.map_or(0, |(_, lines)| lines);
+        let given_up = log.given_up.map_or(0, |part| part.lines);
         let counted = (log.lines + unterminated + totals.dropped_lines).saturating_sub(given_up);
         if counted != totals.lines {
             let lines = totals.lines;
@@ -202,36 +222,85 @@ const fn ends_before(gap: &GapAt, line: u64) -> bool {
     gap.gap.after.0.saturating_add(gap.gap.lines) <= line
 }
 
+/// What is in a log no more: its lines are taken as they were counted once.
+#[derive(Clone, Copy)]
+struct GivenUp {
+    cut: Cut,
+    /// Lines that the log held of it.
+    lines: u64,
+    /// Lines that the log holds before it.
+    before: u64,
+}
+
+impl GivenUp {
+    /// `gaps` are those of its stream.
+    fn new(cut: Cut, gaps: &[&GapAt]) -> Self {
+        let lost = |from: u64, to: u64| -> u64 {
+            let within = |at: &&&GapAt| from <= at.gap.after.0 && ends_before(at, to);
+            gaps.iter().filter(within).map(|at| at.gap.lines).sum()
+        };
+        let before = cut.begin.lines.saturating_sub(lost(0, cut.begin.lines));
+        let lines = cut.lines().saturating_sub(lost(cut.begin.lines, cut.end.lines));
+        Self { cut, lines, before }
+    }
+
+    /// Where the log can be read again behind what is damaged from `offset` on: lines before, and its byte.
+    const fn behind_damage(&self, offset: u64, sound: Sound) -> (u64, u64) {
+        let Cut { begin, end, .. } = self.cut;
+        if offset < begin.offset && begin.offset <= sound.offset {
+            (self.before, begin.offset)
+        } else if end.offset <= offset {
+            // The end of its last line is still there, and was counted.
+            ((sound.lines + self.lines).saturating_sub(1), sound.offset)
+        } else {
+            (sound.lines, sound.offset)
+        }
+    }
+}
+
 /// Counts lines from the beginning of a log on.
 struct Counting {
     file: Option<ReadFile>,
-    /// What is in the log no more, and how many lines it held: they are taken as they were counted once.
-    given_up: Option<(Cut, u64)>,
+    given_up: Option<GivenUp>,
     offset: u64,
     lines: u64,
     last: Option<u8>,
+    /// What can't be read: from which byte to which.
+    damaged: Vec<(u64, u64)>,
 }
 
 impl Counting {
     fn new(folder: &RunFolder, stream: Stream) -> Result<Self, LogError> {
         let file = ReadFile::open_if_there(&folder.log(stream))?;
-        Ok(Self { file, given_up: None, offset: 0, lines: 0, last: None })
+        Ok(Self { file, given_up: None, offset: 0, lines: 0, last: None, damaged: Vec::new() })
     }
 
     fn count_to(&mut self, end: u64) -> Result<(), LogError> {
         let Some(file) = &mut self.file else { return Ok(()) };
         while self.offset < end {
             let mut until = end;
-            if let Some((cut, lines)) = self.given_up.filter(|(cut, _)| self.offset < cut.end.offset) {
-                if self.offset == cut.begin.offset {
-                    (self.offset, self.last) = (cut.end.offset, Some(b'\n'));
-                    self.lines += lines;
+            if let Some(part) = self.given_up.filter(|part| self.offset < part.cut.end.offset) {
+                if self.offset == part.cut.begin.offset {
+                    (self.offset, self.last) = (part.cut.end.offset, Some(b'\n'));
+                    self.lines += part.lines;
                     continue;
                 }
-                until = end.min(cut.begin.offset);
+                until = end.min(part.cut.begin.offset);
             }
             let length = usize::try_from(until - self.offset).unwrap_or(usize::MAX).min(SCAN_BYTES);
-            let Fetched::Bytes(bytes) = file.read(self.offset, length, Io::MayBlock)? else { break };
+            let bytes = match file.read(self.offset, length, Io::MayBlock)? {
+                Fetched::Bytes(bytes) => bytes,
+                Fetched::Damaged(sound) if sound.offset > self.offset => {
+                    let (lines, offset) = match self.given_up {
+                        Some(part) => part.behind_damage(self.offset, sound),
+                        None => (sound.lines, sound.offset),
+                    };
+                    self.damaged.push((self.offset, offset));
+                    (self.offset, self.lines, self.last) = (offset, lines, Some(b'\n'));
+                    continue;
+                }
+                Fetched::Damaged(_) | Fetched::WouldBlock => break,
+            };
             let Some(&last) = bytes.last() else { break };
             self.lines += count_lines(&bytes);
             self.offset += bytes.len() as u64;

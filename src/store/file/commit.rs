@@ -65,7 +65,11 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) -> Committed {
         changes.progress.extend(state.waiting.places.iter().map(|&at| (number, at)));
         written.push((Arc::clone(run), state.waiting.lines.len(), state.waiting.places.len()));
     }
-    changes.forgotten = std::mem::take(&mut shared.runs().forgotten);
+    {
+        let mut runs = shared.runs();
+        changes.forgotten = std::mem::take(&mut runs.forgotten);
+        changes.compressed = std::mem::take(&mut runs.compressed);
+    }
     if changes.is_empty() {
         return Committed::Done;
     }
@@ -90,7 +94,11 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) -> Committed {
         Err(LogError::Closed) => Committed::Done,
         Err(error) => {
             tracing::error!(%error, "the index can't be written; what waits for it is kept");
-            shared.runs().forgotten.append(&mut changes.forgotten);
+            {
+                let mut runs = shared.runs();
+                runs.forgotten.append(&mut changes.forgotten);
+                runs.compressed.append(&mut changes.compressed);
+            }
             for (run, ..) in written {
                 run.state().waiting.dirty = true;
             }

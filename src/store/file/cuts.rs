@@ -9,6 +9,7 @@ use memchr::memchr;
 use crate::error::LogError;
 use crate::index::progress::{Cuts, gap_of_cut};
 use crate::journal::{Cut, Record};
+use crate::layout::compressed;
 use crate::line::Stream;
 use crate::logfile::{Fetched, Io, ReadFile};
 use crate::store::file::live::LiveRun;
@@ -95,8 +96,15 @@ impl CutWatch {
                 _ => part.end,
             };
             let left = usize::try_from(end.saturating_sub(part.start)).unwrap_or(usize::MAX);
-            let Fetched::Bytes(bytes) = file.read(part.start, length.min(left), Io::MayBlock)? else {
-                continue;
+            let bytes = match file.read(part.start, length.min(left), Io::MayBlock)? {
+                Fetched::Bytes(bytes) => bytes,
+                Fetched::WouldBlock => continue,
+                Fetched::Damaged(sound) => {
+                    return Err(LogError::Corrupt {
+                        path: compressed(&self.run.folder.log(stream)),
+                        what: format!("the bytes from {} to {} are damaged", part.start, sound.offset),
+                    });
+                }
             };
             if memchr(0, &bytes).is_none() {
                 return Ok(bytes);

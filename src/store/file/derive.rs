@@ -66,6 +66,7 @@ pub(crate) fn derive(
         cuts: tracker.cuts,
         has_journal: tracker.has_journal(),
         disk_bytes: if over { folder.disk_bytes() } else { 0 },
+        compressed: over && folder.is_compressed(),
     };
     let torn = journal_length.saturating_sub(tracker.progress.journal);
     Ok(Derived { record, progress: tracker.progress, standing, torn })

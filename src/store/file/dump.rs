@@ -104,7 +104,7 @@ fn run_row(id: &str, record: &RunRecord) -> Value {
     json!({
         "table": "runs", "run": id, "record": record.run, "gaps": record.gaps.iter().map(gap).collect::<Vec<_>>(),
         "cuts": record.cuts.iter().map(cut).collect::<Vec<_>>(),
-        "has_journal": record.has_journal, "disk_bytes": record.disk_bytes,
+        "has_journal": record.has_journal, "disk_bytes": record.disk_bytes, "compressed": record.compressed,
     })
 }
 

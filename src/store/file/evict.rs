@@ -54,6 +54,8 @@ pub(crate) struct Turn {
     trash: bool,
     /// Runs that could not be evicted: others go in their place.
     refused: HashSet<RunNumber>,
+    /// Those of them that may go the next time.
+    busy: Vec<RunNumber>,
     /// When freeing space was last tried in vain.
     in_vain: Option<Instant>,
     /// What takes up space beside the runs and the index, as it was seen last.
@@ -62,7 +64,7 @@ pub(crate) struct Turn {
 
 impl Default for Turn {
     fn default() -> Self {
-        Self { trash: true, refused: HashSet::new(), in_vain: None, beside: None }
+        Self { trash: true, refused: HashSet::new(), busy: Vec::new(), in_vain: None, beside: None }
     }
 }
 
@@ -120,6 +122,11 @@ impl Evictions {
         }
         readers.by_id.insert(run.id.clone(), Arc::downgrade(&run));
         run
+    }
+
+    /// Whether somebody reads a run at this moment.
+    pub(crate) fn has_reader(&self, id: &JobRunId) -> bool {
+        lock(&self.readers).by_id.get(id).is_some_and(|run| run.strong_count() > 0)
     }
 
     /// From now on nobody finds the run, and who reads it knows that it is going.
@@ -254,6 +261,9 @@ impl Shared {
     fn evict(&self, index: &Index, turn: &mut Turn, order: Order) -> Result<GcReport, LogError> {
         let begun = Instant::now();
         let mut report = GcReport { dry_run: order.dry_run, ..GcReport::default() };
+        for number in std::mem::take(&mut turn.busy) {
+            turn.refused.remove(&number);
+        }
         let refused_before = turn.refused.clone();
         let mut left = order;
         let mut bytes = self.bytes_of_all(index, turn)?;
@@ -338,7 +348,14 @@ impl Shared {
                 continue;
             };
             let id = record.run.id().clone();
-            if let Some(why) = self.hindrance(index, &id, row.number, order.dry_run)? {
+            let hindrance = match self.tracked(&id) {
+                Some(_) => {
+                    turn.busy.push(row.number);
+                    Some("its end is just being written")
+                }
+                None => self.hindrance(index, &id, row.number, order.dry_run)?,
+            };
+            if let Some(why) = hindrance {
                 turn.refused.insert(row.number);
                 report.kept.push(KeptRun { id, why: why.to_owned() });
                 continue;
@@ -357,9 +374,6 @@ impl Shared {
         number: RunNumber,
         dry_run: bool,
     ) -> Result<Option<&'static str>, LogError> {
-        if self.tracked(id).is_some() {
-            return Ok(Some("its end is just being written"));
-        }
         let folder = self.layout.run(id);
         if folder.is_there() {
             if !folder.is_pinned() {
@@ -391,6 +405,7 @@ impl Shared {
         for victim in victims {
             let id = &victim.stone.id;
             self.evictions.hide(&victim.stone);
+            self.compressions.wait_for(id);
             match self.layout.move_to_trash(id, victim.stone.evicted_at, victim.reason.as_str()) {
                 Ok(folder) => gone.push((victim, folder)),
                 Err(error) => {

@@ -96,5 +96,12 @@ fn record(number: u64) -> RunRecord {
     let started = UnixMicros(1_700_000_000_000_000 + number * 1_000_000);
     let mut run = JobMetadata::started(spec, started);
     run.state = RunState::Succeeded { ended: UnixMicros(started.0 + 500_000) };
-    RunRecord { run, gaps: Vec::new(), cuts: Cuts::default(), has_journal: true, disk_bytes: 20_480 }
+    RunRecord {
+        run,
+        gaps: Vec::new(),
+        cuts: Cuts::default(),
+        has_journal: true,
+        disk_bytes: 20_480,
+        compressed: false,
+    }
 }

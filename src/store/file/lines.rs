@@ -7,9 +7,9 @@ use memchr::memchr;
 
 use crate::error::LogError;
 use crate::index::progress::{GapAt, gap_of_cut};
-use crate::journal::Place;
+use crate::journal::{Cut, Place};
 use crate::line::Stream;
-use crate::logfile::{Fetched, Io, ReadFile, count_lines, end_of_line, whole_lines};
+use crate::logfile::{Fetched, Io, ReadFile, Sound, count_lines, end_of_line, whole_lines};
 use crate::run::Gap;
 use crate::store::file::cuts::{CutWatch, Look};
 use crate::store::{Batch, CutLine};
@@ -59,6 +59,8 @@ pub(crate) enum Taken {
     Nothing,
     /// The file ends before the reach does. The reader stays where it is.
     Missing,
+    /// What comes next can't be read up to this place: lines before it, and its byte. The reader stays where it is.
+    Damaged(u64, u64),
     /// Not in the page cache.
     WouldBlock,
 }
@@ -119,6 +121,13 @@ impl LineReader {
         self.look_again();
     }
 
+    /// Goes to a place behind lines that can't be read, to give the same line next as before.
+    pub(crate) fn pass_over(&mut self, line: u64, offset: u64) {
+        let next = self.line();
+        self.jump(line, offset);
+        self.skip_to(next);
+    }
+
     /// Forgets what was read of the line that comes next: where there is a hole, it was cut off, and another line
     /// is in its place.
     fn look_again(&mut self) {
@@ -168,6 +177,7 @@ impl LineReader {
                     self.look_again();
                     continue;
                 }
+                Filled::Damaged(sound) => return Ok(self.damaged(sound, reach.gaps, passed, cut)),
                 Filled::WouldBlock => return Ok(Taken::WouldBlock),
             }
             if let Some(taken) = self.take(reach.lines, end, io)? {
@@ -207,6 +217,7 @@ impl LineReader {
             }
             Read::GivenUp => Ok(Filled::GivenUp),
             Read::WouldBlock => Ok(Filled::WouldBlock),
+            Read::Damaged(sound) => Ok(Filled::Damaged(sound)),
         }
     }
 
@@ -215,6 +226,7 @@ impl LineReader {
         let bytes = match self.file.read(offset, length, io)? {
             Fetched::Bytes(bytes) => bytes,
             Fetched::WouldBlock => return Ok(Read::WouldBlock),
+            Fetched::Damaged(sound) => return Ok(Read::Damaged(sound)),
         };
         let Some(cuts) = self.cuts.as_ref().filter(|_| memchr(0, &bytes).is_some()) else {
             return Ok(Read::Bytes(bytes));
@@ -225,6 +237,29 @@ impl LineReader {
             Look::Known(Some(cut)) if offset < cut.end.offset && cut.begin.offset < end => Read::GivenUp,
             Look::Known(_) => Read::Bytes(bytes),
         })
+    }
+
+    /// How far what is damaged reaches: to the next hole or to what is given up, which say how many lines lie before
+    /// them, or else to where the file can be read again.
+    fn damaged(&self, sound: Sound, gaps: &[GapAt], passed: usize, cut: Option<Cut>) -> Taken {
+        let lost: u64 = gaps[..passed].iter().map(|at| at.gap.lines).sum();
+        let hole = gaps.get(passed).map(|at| Place { lines: at.gap.after.0, offset: at.offset });
+        let given_up = cut.map(|cut| cut.begin).filter(|begin| self.offset < begin.offset);
+        let known = hole.into_iter().chain(given_up).min_by_key(|place| place.offset);
+        let Place { lines, offset } = match known.filter(|place| place.offset <= sound.offset) {
+            Some(place) => place,
+            None => {
+                let passed_cut = cut.filter(|cut| cut.end.offset <= self.offset);
+                let given_up = passed_cut.map_or(0, |cut| lines_not_in_log(&cut, &gaps[..passed]));
+                Place { lines: sound.lines + lost + given_up, offset: sound.offset }
+            }
+        };
+        // A table that tells something else than the journal is of no use.
+        if lines < self.line || offset <= self.offset {
+            Taken::Missing
+        } else {
+            Taken::Damaged(lines, offset)
+        }
     }
 
     fn rest_of_chunk(&self, end: u64) -> &[u8] {
@@ -280,8 +315,8 @@ impl LineReader {
         };
         let bytes = match self.read(self.offset, length, io)? {
             Read::Bytes(bytes) if bytes.len() == length => bytes,
-            Read::Bytes(_) if io == Io::MayBlock => return Ok(Some(Taken::Missing)),
-            Read::Bytes(_) | Read::WouldBlock => return Ok(Some(Taken::WouldBlock)),
+            Read::Bytes(_) | Read::Damaged(_) if io == Io::MayBlock => return Ok(Some(Taken::Missing)),
+            Read::Bytes(_) | Read::Damaged(_) | Read::WouldBlock => return Ok(Some(Taken::WouldBlock)),
             Read::GivenUp => {
                 self.look_again();
                 return Ok(None);
@@ -312,16 +347,26 @@ impl LineReader {
     }
 }
 
+/// How many more lines a cut is of than its log still has of it, given the holes before its end. What is given up is zeros
+/// and the end of its last line; the lines of the holes are counted with those of others.
+fn lines_not_in_log(cut: &Cut, gaps: &[GapAt]) -> u64 {
+    let within = |at: &&GapAt| cut.begin.lines <= at.gap.after.0 && at.gap.after.0 < cut.end.lines;
+    let lost_before: u64 = gaps.iter().filter(within).map(|at| at.gap.lines).sum();
+    cut.lines().saturating_sub(lost_before + 1)
+}
+
 enum Filled {
     Ready,
     Missing,
     GivenUp,
+    Damaged(Sound),
     WouldBlock,
 }
 
 enum Read {
     Bytes(Bytes),
     GivenUp,
+    Damaged(Sound),
     WouldBlock,
 }
 
@@ -335,7 +380,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("stdout.log");
         std::fs::write(&path, text).unwrap();
-        let file = ReadFile::open(&path).unwrap();
+        let file = ReadFile::open_when_there(&path).unwrap();
         (folder, LineReader::new(Stream::Stdout, file, (0, 0), chunk))
     }
 

@@ -144,7 +144,7 @@ fn describe(shared: &Arc<Shared>, id: &JobRunId) -> Result<JobMetadata, LogError
     // A document by another tool need not say how much there is: then the lines are counted.
     let folder = shared.layout.run(id);
     if shared.tracked(id).is_none()
-        && folder.journal().exists()
+        && folder.has_journal()
         && let Ok(Some(run)) = folder.read_metadata()
         && run.id() == id
         && run.state.is_over()

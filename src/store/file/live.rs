@@ -46,6 +46,8 @@ pub(crate) struct State {
     pub(crate) has_journal: bool,
     /// Bytes that the folder takes up on disk, once the run is over.
     pub(crate) disk_bytes: u64,
+    /// Whether its logs and its journal are compressed.
+    pub(crate) compressed: bool,
     pub(crate) waiting: Waiting,
     /// Whether it is never to be evicted.
     pub(crate) pinned: bool,
@@ -105,6 +107,7 @@ impl LiveRun {
             cuts: Cuts::default(),
             has_journal,
             disk_bytes: 0,
+            compressed: false,
             waiting: Waiting { dirty: true, ..Waiting::default() },
             pinned: false,
             evicted: None,
@@ -115,7 +118,7 @@ impl LiveRun {
 
     /// A run that is over, from its record in the index.
     pub(crate) fn over(folder: RunFolder, number: Option<RunNumber>, record: RunRecord) -> Self {
-        let RunRecord { run, gaps, cuts, has_journal, disk_bytes } = record;
+        let RunRecord { run, gaps, cuts, has_journal, disk_bytes, compressed } = record;
         // The journal is read up to its end record, wherever that is.
         let journal = if has_journal { u64::MAX } else { 0 };
         let mut progress = Progress::start(run.state.ended().unwrap_or(run.started_at), journal);
@@ -133,6 +136,7 @@ impl LiveRun {
             cuts,
             has_journal,
             disk_bytes,
+            compressed,
             waiting: Waiting::default(),
             pinned: false,
             evicted: None,
@@ -191,6 +195,7 @@ impl State {
             cuts: self.cuts,
             has_journal: self.has_journal,
             disk_bytes: self.disk_bytes,
+            compressed: self.compressed,
         }
     }
 

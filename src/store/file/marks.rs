@@ -53,6 +53,7 @@ impl JournalReader {
         loop {
             match self.file.read(offset, length, io)? {
                 Fetched::WouldBlock => return Ok(Entry::WouldBlock),
+                Fetched::Damaged(_) => return Ok(Entry::Damaged),
                 Fetched::Bytes(bytes) => {
                     let got = bytes.len();
                     (self.chunk, self.chunk_offset) = (bytes, offset);

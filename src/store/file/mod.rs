@@ -4,6 +4,9 @@ mod adopt;
 mod check;
 mod check_run;
 mod commit;
+#[cfg(feature = "compression")]
+mod compress;
+mod compressor;
 mod cuts;
 mod derive;
 mod dump;
@@ -45,6 +48,7 @@ use crate::logfile::{Io, ReadFile};
 use crate::retention::{GcReport, GcRequest, RetentionPolicy};
 use crate::run::{JobMetadata, JobRunId, RunSpec};
 use crate::store::file::commit::commit_waiting;
+use crate::store::file::compressor::Compressor;
 use crate::store::file::cuts::CutWatch;
 use crate::store::file::durability::Syncer;
 use crate::store::file::evictor::Evictor;
@@ -54,7 +58,9 @@ use crate::store::file::list::{list_folders, list_when_known, with_pins};
 use crate::store::file::places::Places;
 use crate::store::file::shared::{Shared, shut_down};
 use crate::store::file::writer::OwnRun;
-use crate::store::{LogStore, Outcome, ReadOptions, ReadStream, RunEnd, RunPage, RunQuery, RunWriter, Start};
+use crate::store::{
+    Compression, LogStore, Outcome, ReadOptions, ReadStream, RunEnd, RunPage, RunQuery, RunWriter, Start,
+};
 
 pub use check::{CheckOptions, CheckReport, Finding, FindingKind, Repair, check_index, compact_index};
 pub use dump::dump_index;
@@ -81,6 +87,9 @@ pub struct FileStoreOptions {
     pub max_run_bytes: u64,
     /// What a power cut may take.
     pub durability: Durability,
+    /// So long after its end the logs and the journal of a run are compressed, in the background, by a store that was
+    /// opened with its index; `None`: never. A run that is being read is left for later.
+    pub compress_after: Option<Duration>,
     /// What of the runs that are over is kept. A store evicts only if it has the index.
     pub retention: RetentionPolicy,
 }
@@ -95,12 +104,14 @@ impl Default for FileStoreOptions {
             min_free_bytes: 512 * 1024 * 1024,
             max_run_bytes: 0,
             durability: Durability::OnFinish,
+            compress_after: None,
             retention: RetentionPolicy::OFF,
         }
     }
 }
 
-/// Keeps every run in a folder of its own: `stdout.log`, `stderr.log`, `metadata.json`, and a journal.
+/// Keeps every run in a folder of its own: `stdout.log`, `stderr.log`, `metadata.json`, and a journal. Of a run that is
+/// over, logs and journal may be compressed; it reads the same.
 ///
 /// Clones share the store.
 #[derive(Clone)]
@@ -155,6 +166,7 @@ impl FileLogStore {
         let evictor = Evictor::start(Lent::new(shared))
             .map_err(LogError::io("starting a thread for", shared.layout.root()))?;
         let _ = shared.evictor.set(evictor);
+        store.start_compressor()?;
         Ok(store)
     }
 
@@ -170,6 +182,14 @@ impl FileLogStore {
         let store = Self { shared: Handle::new(Arc::new(Shared::new(layout, options, None, 0))) };
         store.start_syncer()?;
         Ok(store)
+    }
+
+    fn start_compressor(&self) -> Result<(), LogError> {
+        let Some(after) = self.shared.options.compress_after else { return Ok(()) };
+        let compressor = Compressor::start(Lent::new(&self.shared), after)
+            .map_err(LogError::io("starting a thread for", self.shared.layout.root()))?;
+        let _ = self.shared.compressor.set(compressor);
+        Ok(())
     }
 
     fn start_syncer(&self) -> Result<(), LogError> {
@@ -227,15 +247,23 @@ impl LogStore for FileLogStore {
             (state.lines(View::One(stream)), state.visible[stream.index()], state.run.state.is_over())
         };
         let line = places.position(View::One(stream), start)?;
-        let place = places.line_floor(stream, line)?;
-        let Some(file) = ReadFile::open_if_there(&run.folder.log(stream))? else { return Ok(ByteOffset(0)) };
+        let (place, file) = places.line_floor(stream, line)?;
+        if !file.is_there() {
+            return Ok(ByteOffset(0));
+        }
         let gaps = Arc::clone(&run.state().gaps);
         let gaps: Vec<_> = gaps.iter().filter(|at| at.gap.stream == stream).copied().collect();
         let cuts = Arc::new(CutWatch::new(Arc::clone(&run)));
         let mut reader = LineReader::new(stream, file, place, READ_BYTES).beside(cuts);
         reader.skip_to(line);
         let reach = Reach { lines: 0, end, ended: over, gaps: &gaps };
-        while let Taken::Gap(_) | Taken::Cut(_) = reader.next(reach, Io::MayBlock)? {}
+        loop {
+            match reader.next(reach, Io::MayBlock)? {
+                Taken::Gap(_) | Taken::Cut(_) => {}
+                Taken::Damaged(line, offset) => reader.pass_over(line, offset),
+                _ => break,
+            }
+        }
         // Fewer lines than that: the read would begin at what comes next.
         Ok(ByteOffset(if reader.line() > lines.max(line) { end } else { reader.offset() }))
     }
@@ -281,6 +309,10 @@ impl LogStore for FileLogStore {
 
     fn set_pinned(&self, id: &JobRunId, pinned: bool) -> Result<(), LogError> {
         self.shared.set_pinned(id, pinned)
+    }
+
+    fn compress(&self, id: &JobRunId) -> Result<Compression, LogError> {
+        self.shared.compress(id)
     }
 
     fn close(&self) -> Result<(), LogError> {

@@ -20,20 +20,24 @@ pub(crate) struct Places<'a> {
 }
 
 impl Places<'_> {
-    /// A place in a log file with at most `line` lines before it: (lines before, byte offset).
-    pub(crate) fn line_floor(&self, stream: Stream, line: u64) -> Result<(u64, u64), LogError> {
-        let Some(cut) = self.run.state().cuts.of(stream).filter(|cut| cut.begin.lines <= line) else {
-            return self.kept_line_floor(stream, line);
+    /// A place in a log file with at most `line` lines before it, (lines before, byte offset), and the file: what was
+    /// read of it to look at the place need not be read again.
+    pub(crate) fn line_floor(&self, stream: Stream, line: u64) -> Result<((u64, u64), ReadFile), LogError> {
+        let mut file = ReadFile::open_when_there(&self.run.folder.log(stream))?;
+        let cut = self.run.state().cuts.of(stream).filter(|cut| cut.begin.lines <= line);
+        let place = match cut {
+            Some(cut) if line < cut.end.lines => (cut.begin.lines, cut.begin.offset),
+            Some(cut) => {
+                let found = self.line_floor_in(stream, line, &mut file)?;
+                if found.1 < cut.end.offset { (cut.end.lines, cut.end.offset) } else { found }
+            }
+            None => self.line_floor_in(stream, line, &mut file)?,
         };
-        if line < cut.end.lines {
-            return Ok((cut.begin.lines, cut.begin.offset));
-        }
-        let found = self.kept_line_floor(stream, line)?;
-        Ok(if found.1 < cut.end.offset { (cut.end.lines, cut.end.offset) } else { found })
+        Ok((place, file))
     }
 
-    /// The same by what is kept of places, also of those in what is given up of the log since.
-    fn kept_line_floor(&self, stream: Stream, line: u64) -> Result<(u64, u64), LogError> {
+    /// The same by what is kept of places, also of those in what was given up of the log since.
+    fn line_floor_in(&self, stream: Stream, line: u64, file: &mut ReadFile) -> Result<(u64, u64), LogError> {
         if line == 0 {
             return Ok((0, 0));
         }
@@ -49,7 +53,7 @@ impl Places<'_> {
                 Some((at.lines, at.line_start))
             }
         };
-        Ok(found.filter(|&(_, offset)| self.is_line_start(stream, offset)).unwrap_or((0, 0)))
+        Ok(found.filter(|&(_, offset)| self.is_line_start(stream, offset, file)).unwrap_or((0, 0)))
     }
 
     /// The last place kept of the journal for which `is_before` holds, or its beginning.
@@ -102,14 +106,17 @@ impl Places<'_> {
     }
 
     /// Whether a line can begin here: the index may be older than the file, or damaged.
-    fn is_line_start(&self, stream: Stream, offset: u64) -> bool {
+    fn is_line_start(&self, stream: Stream, offset: u64, file: &mut ReadFile) -> bool {
         let is_given_up = |cut: crate::journal::Cut| cut.covers(offset);
         if offset == 0 || self.run.state().cuts.of(stream).is_some_and(is_given_up) {
             return true;
         }
-        let before = ReadFile::open(&self.run.folder.log(stream))
-            .and_then(|mut file| file.read(offset - 1, 1, Io::MayBlock));
-        let sound = matches!(before, Ok(Fetched::Bytes(byte)) if byte == "\n");
+        let sound = match file.read(offset - 1, 1, Io::MayBlock) {
+            Ok(Fetched::Bytes(byte)) => byte == "\n",
+            // Nothing speaks against it, and whoever reads there is told.
+            Ok(Fetched::Damaged(_)) => true,
+            _ => false,
+        };
         if !sound {
             tracing::error!(run = %self.run.id, %stream, offset, "the index points into a line; scanning instead");
         }
@@ -144,6 +151,7 @@ pub(crate) struct Moment {
     pub(crate) progress: Progress,
     pub(crate) tail: Vec<Arrival>,
     pub(crate) gaps: Arc<Vec<GapAt>>,
+    has_journal: bool,
     /// When the run ended; `None` while it goes on.
     pub(crate) ended: Option<UnixMicros>,
     /// Where each stream ends for now: lines, and the bytes up to the end of the last of them.
@@ -157,6 +165,7 @@ impl Moment {
             progress: state.progress,
             tail: state.tail.clone(),
             gaps: Arc::clone(&state.gaps),
+            has_journal: state.has_journal,
             ended: state.run.state.ended(),
             ends: Stream::BOTH.map(|stream| state.end_of(stream)),
         }
@@ -164,6 +173,16 @@ impl Moment {
 
     pub(crate) const fn is_over(&self) -> bool {
         self.ended.is_some()
+    }
+
+    /// The streams of which lines come that no mark tells of. The order of a run without a journal is that of its
+    /// streams, so of the second one nothing comes before the first has ended.
+    pub(crate) const fn without_marks(&self) -> &'static [Stream] {
+        match (self.is_over(), self.has_journal) {
+            (true, _) => &Stream::BOTH,
+            (false, false) => &[Stream::Stdout],
+            (false, true) => &[],
+        }
     }
 
     /// Where a stream ends for now: lines, and the bytes up to the end of the last of them.

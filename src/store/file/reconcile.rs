@@ -220,10 +220,9 @@ mod tests {
         let id = |text: &str| -> JobRunId { text.parse().unwrap() };
         let runs = ["b", "d", "e", "g"].iter().zip(1..).map(|(text, number)| {
             let run = JobMetadata::started(RunSpec::new(id(text)), UnixMicros(1));
-            (
-                number,
-                RunRecord { run, gaps: Vec::new(), cuts: Cuts::default(), has_journal: true, disk_bytes: 0 },
-            )
+            let (gaps, cuts) = (Vec::new(), Cuts::default());
+            let record = RunRecord { run, gaps, cuts, has_journal: true, disk_bytes: 0, compressed: false };
+            (number, record)
         });
         index.commit(&Changes { runs: runs.collect(), ..Changes::default() }).unwrap();
         let found = compare(&index, ["z", "e", "a", "c", "b"].map(id).to_vec()).unwrap();

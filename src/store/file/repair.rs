@@ -10,6 +10,8 @@ use crate::store::file::adopt::ForeignRun;
 use crate::store::file::check::{Check, FindingKind, Repair, done};
 use crate::store::file::derive::{Standing, derive};
 
+const COMPRESSED: &str = "its journal is compressed, and what is compressed is not written to";
+
 /// Mends what was found of a run, from finding number `from` on: its folder first, then its rows.
 pub(crate) fn mend_run(check: &mut Check, id: &JobRunId, from: usize) -> Result<(), LogError> {
     let mut rows_are_wrong = false;
@@ -63,6 +65,9 @@ pub(crate) fn write_rows(layout: &Layout, index: &Index, id: &JobRunId) -> Resul
 /// Ends a run that nobody writes any more, as a service does when it opens the folder.
 fn end_as_lost(layout: &Layout, id: &JobRunId) -> Result<Repair, LogError> {
     let run = ForeignRun::open(layout, id, None, None)?;
+    if run.is_compressed() {
+        return Ok(impossible(COMPRESSED));
+    }
     let ended = run.run.is_over() || (run.writer_is_gone()? && run.recover(&FileStoreOptions::default())?);
     Ok(if ended { done("ended as lost") } else { impossible("somebody writes it after all") })
 }
@@ -70,6 +75,9 @@ fn end_as_lost(layout: &Layout, id: &JobRunId) -> Result<Repair, LogError> {
 /// Cuts off what stands behind the last sound record.
 fn cut_journal(layout: &Layout, id: &JobRunId) -> Result<Repair, LogError> {
     let folder = layout.run(id);
+    if !folder.journal().exists() {
+        return Ok(impossible(COMPRESSED));
+    }
     let mut journal = AppendFile::open(folder.journal())?;
     if !journal.try_lock()? {
         return Ok(impossible("somebody writes it after all"));
@@ -92,6 +100,9 @@ fn complete_journal(layout: &Layout, id: &JobRunId) -> Result<Repair, LogError> 
         return Ok(impossible("the logs do not hold what metadata.json says"));
     }
     let run = ForeignRun::open(layout, id, None, None)?;
+    if run.is_compressed() {
+        return Ok(impossible(COMPRESSED));
+    }
     Ok(match run.complete_journal(end, &FileStoreOptions::default())? {
         true => done("cut off there; its end is written anew, without the times of the lines between"),
         false => impossible("somebody writes it after all"),

@@ -17,6 +17,7 @@ use crate::run::{JobMetadata, JobRunId, RunSpec, Tombstone};
 use crate::store::file::FileStoreOptions;
 use crate::store::file::adopt::ForeignRun;
 use crate::store::file::commit::commit_all;
+use crate::store::file::compressor::{Compressions, Compressor};
 use crate::store::file::durability::Syncer;
 use crate::store::file::evict::Evictions;
 use crate::store::file::evictor::Evictor;
@@ -42,6 +43,9 @@ pub(crate) struct Shared {
     pub(crate) committer: OnceLock<Committer>,
     /// Syncs runs that go on, if that is wanted.
     pub(crate) syncer: OnceLock<Syncer>,
+    /// Compresses runs that are over, if that is wanted.
+    pub(crate) compressor: OnceLock<Compressor>,
+    pub(crate) compressions: Arc<Compressions>,
     /// Evicts what is to be evicted.
     pub(crate) evictor: OnceLock<Evictor>,
     pub(crate) evictions: Evictions,
@@ -75,6 +79,8 @@ pub(crate) struct Runs {
     starting: HashSet<JobRunId>,
     /// Runs whose folders are gone and that the index still has.
     pub(crate) forgotten: Vec<RunNumber>,
+    /// Runs that are compressed, which the index does not know yet, and the bytes that each takes up on disk.
+    pub(crate) compressed: Vec<(RunNumber, u64)>,
     last_number: RunNumber,
 }
 
@@ -128,6 +134,8 @@ impl Shared {
             index,
             committer: OnceLock::new(),
             syncer: OnceLock::new(),
+            compressor: OnceLock::new(),
+            compressions: Arc::default(),
             evictor: OnceLock::new(),
             evictions: Evictions::default(),
             committing: Mutex::default(),
@@ -398,7 +406,7 @@ impl Shared {
     pub(crate) fn end_if_lost(&self, foreign: &ForeignRun) -> Result<(), LogError> {
         let keeps_store = self.index.is_some();
         if !foreign.run.is_over() && foreign.writer_is_gone()? {
-            if keeps_store && !foreign.has_written_end()? {
+            if keeps_store && !foreign.is_compressed() && !foreign.has_written_end()? {
                 foreign.recover(&self.options)?;
             } else {
                 foreign.report_end()?;
@@ -629,6 +637,9 @@ pub(crate) fn shut_down(shared: &Shared) -> Option<LogError> {
     }
     if let Some(syncer) = shared.syncer.get() {
         syncer.stop();
+    }
+    if let Some(compressor) = shared.compressor.get() {
+        compressor.stop();
     }
     if let Some(evictor) = shared.evictor.get() {
         evictor.stop();

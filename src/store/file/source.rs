@@ -105,8 +105,8 @@ impl FileSource {
         source.position = LineNumber(position);
         source.order = match options.view {
             View::One(stream) if !options.times || !has_journal => {
-                let place = source.places().line_floor(stream, position)?;
-                source.open_reader(stream, place, position)?;
+                let (place, file) = source.places().line_floor(stream, position)?;
+                source.set_reader(stream, file, place, position);
                 Order::File(stream)
             }
             _ => Order::Journal(Box::new(source.open_journal(position)?)),
@@ -139,10 +139,20 @@ impl FileSource {
         line: u64,
     ) -> Result<&mut LineReader, LogError> {
         let file = ReadFile::open_when_there(&self.run.folder.log(stream))?;
+        Ok(self.set_reader(stream, file, place, line))
+    }
+
+    fn set_reader(
+        &mut self,
+        stream: Stream,
+        file: ReadFile,
+        place: (u64, u64),
+        line: u64,
+    ) -> &mut LineReader {
         let reader = LineReader::new(stream, file, place, self.batch_bytes);
         let mut reader = reader.beside(Arc::clone(&self.cuts));
         reader.skip_to(line);
-        Ok(self.readers[stream.index()].insert(reader))
+        self.readers[stream.index()].insert(reader)
     }
 
     /// The next event in the order of one file.
@@ -157,7 +167,18 @@ impl FileSource {
         }
         let reach = Reach { lines, end, ended: moment.is_over(), gaps: &gaps };
         let before = reader.line();
-        match reader.next(reach, io)? {
+        let mut taken = reader.next(reach, io)?;
+        while let Taken::Damaged(line, offset) = taken {
+            let (lines, bytes) = moment.end_of(stream);
+            let until = if offset < bytes { (line, offset) } else { (lines.max(line), bytes) };
+            if until.0 > reader.line() {
+                return Ok(self.missing(stream, until));
+            }
+            // Nobody asked for what is damaged.
+            reader.pass_over(until.0, until.1);
+            taken = reader.next(reach, io)?;
+        }
+        match taken {
             Taken::Lines(batch) => Ok(Some(self.give(batch))),
             Taken::Gap(gap) | Taken::Cut(gap) => {
                 self.position = self.position.plus(reader.line() - before);
@@ -167,7 +188,7 @@ impl FileSource {
             Taken::Missing if io == Io::CachedOnly => Ok(Some(Step::WouldBlock)),
             // The writer may have cut off a line that it could not keep; it is going to say so.
             Taken::Missing if !moment.is_over() => Ok(None),
-            Taken::Missing => Ok(self.missing(stream, moment.end_of(stream))),
+            Taken::Missing | Taken::Damaged(..) => Ok(self.missing(stream, moment.end_of(stream))),
             Taken::WouldBlock => Ok(Some(Step::WouldBlock)),
         }
     }
@@ -209,7 +230,12 @@ impl FileSource {
         if let Some(seek) = order.seek {
             match self.seek(&mut order.arrivals, seek, moment, io)? {
                 Sought::Found => order.seek = None,
-                Sought::NotYet if !moment.is_over() => return Ok(None),
+                Sought::NotYet
+                    if !moment.is_over()
+                        && moment.without_marks().iter().all(|&stream| moment.end_of(stream).0 < seek) =>
+                {
+                    return Ok(None);
+                }
                 Sought::NotYet => {
                     self.seek_behind_journal(&mut order.arrivals, seek);
                     order.seek = None;
@@ -249,8 +275,7 @@ impl FileSource {
                         order.plan = Some(self.make_plan(&mut order.arrivals, &next, moment, io)?)
                     }
                 },
-                None if moment.is_over() => return self.next_behind_journal(&order.arrivals, moment, io),
-                None => return Ok(None),
+                None => return self.next_behind_journal(&mut order.arrivals, moment, io),
             }
         }
     }
@@ -316,18 +341,11 @@ impl FileSource {
     /// What is sought lies behind the journal's end: in lines that no mark tells of, standard output's first.
     fn seek_behind_journal(&self, arrivals: &mut Arrivals, line: u64) {
         let mut missing = line - self.taken(arrivals);
-        for stream in self.streams() {
+        for &stream in self.view.streams() {
             let taken = &mut arrivals.taken[stream.index()];
             let step = missing.min(self.run.state().lines(View::One(stream)).saturating_sub(*taken));
             *taken += step;
             missing -= step;
-        }
-    }
-
-    fn streams(&self) -> Vec<Stream> {
-        match self.view {
-            View::One(stream) => vec![stream],
-            View::All => Stream::BOTH.to_vec(),
         }
     }
 
@@ -398,6 +416,16 @@ impl FileSource {
             }
             Taken::WouldBlock => Followed::Step(Step::WouldBlock),
             Taken::Missing if io == Io::CachedOnly => Followed::Step(Step::WouldBlock),
+            Taken::Damaged(damaged, offset) if damaged < plan.until_line => {
+                if damaged <= reader.line() {
+                    reader.pass_over(damaged, offset);
+                    return self.follow_plan(plan, moment, io);
+                }
+                self.missing(stream, (damaged, offset)).map_or(Followed::Done, Followed::Step)
+            }
+            Taken::Damaged(..) => {
+                self.missing(stream, (plan.until_line, plan.end)).map_or(Followed::Done, Followed::Step)
+            }
             // There is no end of a line where the journal says that there was one.
             Taken::Missing | Taken::Nothing => {
                 self.missing(stream, (plan.until_line, plan.end)).map_or(Followed::Done, Followed::Step)
@@ -428,27 +456,31 @@ impl FileSource {
         Ok(Step::Event(ReadEvent::Gap { gap, next: self.position }))
     }
 
-    /// What no mark tells of, once the run is over: an unterminated last line, or all of a run without a journal.
+    /// What no mark tells of: all of a run without a journal, or an unterminated last line once the run is over.
     fn next_behind_journal(
         &mut self,
-        arrivals: &Arrivals,
+        arrivals: &mut Arrivals,
         moment: &Moment,
         io: Io,
     ) -> Result<Option<Step>, LogError> {
-        for stream in self.streams() {
+        let without_marks = moment.without_marks();
+        for &stream in self.view.streams().iter().filter(|stream| without_marks.contains(stream)) {
             if self.readers[stream.index()].is_none() {
                 if io == Io::CachedOnly {
                     return Ok(Some(Step::WouldBlock));
                 }
                 let line = arrivals.taken[stream.index()];
-                let place = if moment.progress.journal > 0 {
-                    arrivals.place(stream)
+                if moment.progress.journal > 0 {
+                    self.open_reader(stream, arrivals.place(stream), line)?;
                 } else {
-                    self.places().line_floor(stream, line)?
-                };
-                self.open_reader(stream, place, line)?;
+                    let (place, file) = self.places().line_floor(stream, line)?;
+                    self.set_reader(stream, file, place, line);
+                }
             }
             let mut step = self.next_in_file(stream, moment, io)?;
+            if let Some(reader) = &self.readers[stream.index()] {
+                arrivals.taken[stream.index()] = reader.line();
+            }
             if let Some(Step::Event(ReadEvent::Lines(batch))) = &mut step
                 && moment.progress.journal > 0
                 && let Some(time) = moment.ended

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use crate::error::LogError;
 use crate::index::progress::{Checkpointer, Checkpoints, Cuts, GapAt, Progress, Resume};
 use crate::journal::{Arrival, Record, What};
-use crate::layout::RunFolder;
+use crate::layout::{RunFolder, metadata_of};
 use crate::line::{LineNumber, Stream, UnixMicros};
 use crate::logfile::{Fetched, Io, ReadFile, count_lines, whole_lines};
 use crate::run::{Gap, JobMetadata, JobRunId, RunSpec, RunState, StreamTotals};
@@ -180,11 +180,19 @@ impl Tracker {
     pub(crate) fn count_lines(&mut self, folder: &RunFolder, news: &mut News) -> Result<bool, LogError> {
         for stream in Stream::BOTH {
             let Some(mut file) = ReadFile::open_if_there(&folder.log(stream))? else { continue };
-            while let Fetched::Bytes(bytes) =
-                file.read(self.progress.of(stream).bytes, SCAN_BYTES, Io::MayBlock)?
-                && !bytes.is_empty()
-            {
-                self.count(stream, &bytes, news);
+            loop {
+                let at = *self.progress.of(stream);
+                match file.read(at.bytes, SCAN_BYTES, Io::MayBlock)? {
+                    Fetched::Bytes(bytes) if !bytes.is_empty() => self.count(stream, &bytes, news),
+                    // The file still says how many lines end in what is damaged.
+                    Fetched::Damaged(sound) if sound.offset > at.bytes => {
+                        // Of what was given up, the end of the last line is still there, and counted as lost.
+                        let twice = u64::from(self.cuts.of(stream).is_some());
+                        let lines = (sound.lines + at.dropped_lines).saturating_sub(at.lines + twice);
+                        self.count_as(stream, lines, sound.offset - at.bytes, 0, news);
+                    }
+                    _ => break,
+                }
                 if news.is_full() {
                     return Ok(true);
                 }
@@ -203,22 +211,20 @@ impl Tracker {
                 0 => at.unterminated() + piece.len() as u64,
                 whole => (piece.len() - whole) as u64,
             };
-            let arrival = Arrival {
-                after_micros: 0,
-                stream,
-                lines: count_lines(piece),
-                bytes: piece.len() as u64,
-                what: What::Mark { unterminated },
-            };
-            self.progress.advance(&arrival);
-            let mut found = self.checkpointer.after(stream, &self.progress);
-            found.progress = None;
-            if let Some(line) = &mut found.line {
-                line.time = UnixMicros::default();
-            }
-            news.note(found);
+            self.count_as(stream, count_lines(piece), piece.len() as u64, unterminated, news);
             bytes = rest;
         }
+    }
+
+    fn count_as(&mut self, stream: Stream, lines: u64, bytes: u64, unterminated: u64, news: &mut News) {
+        let what = What::Mark { unterminated };
+        self.progress.advance(&Arrival { after_micros: 0, stream, lines, bytes, what });
+        let mut found = self.checkpointer.after(stream, &self.progress);
+        found.progress = None;
+        if let Some(line) = &mut found.line {
+            line.time = UnixMicros::default();
+        }
+        news.note(found);
     }
 
     /// What both streams hold.
@@ -325,9 +331,9 @@ fn with_times(mut run: JobMetadata, folder: &RunFolder, started: UnixMicros) -> 
 
 /// When something was last written to a run's logs or journal.
 pub(crate) fn last_touched(folder: &RunFolder) -> SystemTime {
-    let files =
-        [folder.log(Stream::Stdout), folder.log(Stream::Stderr), folder.journal(), folder.path().to_owned()];
-    let touched = files.iter().filter_map(|path| fs::metadata(path).and_then(|file| file.modified()).ok());
+    let own = fs::metadata(folder.path());
+    let files = folder.parts().map(|part| metadata_of(&part)).into_iter().chain([own]);
+    let touched = files.filter_map(|file| file.and_then(|file| file.modified()).ok());
     touched.max().unwrap_or(SystemTime::UNIX_EPOCH)
 }
 

@@ -111,7 +111,7 @@ const fn total(at: &Progress) -> u64 {
 impl Middle {
     /// What lies behind the last mark of a journal within the first so many bytes of the run.
     fn behind(head: u64, path: &Path, journal_end: u64) -> Result<Self, LogError> {
-        let mut journal = JournalReader::new(ReadFile::open(path)?);
+        let mut journal = JournalReader::new(ReadFile::open_when_there(path)?);
         let mut end = Progress::start(UnixMicros::default(), 0);
         while end.journal < journal_end
             && let Entry::Record(record, behind) = journal.at(end.journal, Io::MayBlock)?

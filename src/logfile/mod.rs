@@ -1,4 +1,17 @@
 //! A log file: appending to it, reading it by position, and finding lines in what was read.
+//!
+//! A file of a run that is over may be there compressed. [`ReadFile`] reads either, by the same offsets: those of the
+//! text.
+
+#[cfg(feature = "compression")]
+mod compress;
+#[cfg(feature = "compression")]
+mod frames;
+#[cfg(feature = "compression")]
+mod seekable;
+#[cfg(not(feature = "compression"))]
+#[path = "unseekable.rs"]
+mod seekable;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSliceMut, Write};
@@ -14,7 +27,11 @@ use rustix::fs::{FlockOperation, OFlags, flock, fstatvfs};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::error::LogError;
-use crate::layout::{Disk, allocate, open_regular, punch_hole};
+use crate::layout::{Disk, allocate, compressed, open_regular, punch_hole};
+use seekable::Seekable;
+
+#[cfg(feature = "compression")]
+pub(crate) use compress::compress;
 
 /// Whether a read may wait for a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,9 +63,12 @@ impl AppendFile {
         Ok(Self { file, path, length: 0, write_back: 0 })
     }
 
-    /// Opens a file to append to it, and creates it if it is not there.
+    /// Opens a file to append to it, and creates it if it is not there. What was compressed is not appended to.
     pub(crate) fn open(path: PathBuf) -> Result<Self, LogError> {
         let open = || -> io::Result<(File, u64)> {
+            if !path.exists() && compressed(&path).exists() {
+                return Err(io::Error::other("it is compressed, and nothing can be appended to it"));
+            }
             let mut options = OpenOptions::new();
             options.append(true).read(true).create(true).custom_flags(OFlags::NOFOLLOW.bits() as i32);
             let file = options.open(&path)?;
@@ -152,78 +172,157 @@ impl AppendFile {
 /// What a positioned read gave.
 #[derive(Debug)]
 pub(crate) enum Fetched {
-    /// These bytes; fewer than asked for only at the end of the file.
+    /// These bytes; fewer than asked for only at the end of the file, and before what is damaged.
     Bytes(Bytes),
-    /// They are not in the page cache.
+    /// They are not at hand without waiting.
     WouldBlock,
+    /// The first byte asked for is in a part of a compressed file that is damaged.
+    #[cfg_attr(not(feature = "compression"), expect(dead_code, reason = "only what is compressed can tell"))]
+    Damaged(Sound),
 }
 
-/// A file opened for reading by position.
+/// Where a damaged part of a file ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sound {
+    /// The first byte behind it at which a line begins, or the end of the text.
+    pub(crate) offset: u64,
+    /// How many `\n` there are before that.
+    pub(crate) lines: u64,
+}
+
+/// A file opened for reading by position, whether it is compressed or not.
 #[derive(Debug)]
 pub(crate) struct ReadFile {
-    /// `None` for as long as there is none under the path.
-    file: Option<File>,
+    source: Source,
     path: PathBuf,
     buffer: BytesMut,
 }
 
-impl ReadFile {
-    pub(crate) fn open(path: &Path) -> Result<Self, LogError> {
-        let file = open_regular(path).map_err(LogError::io("opening", path))?;
-        Ok(Self { file: Some(file), path: path.to_owned(), buffer: BytesMut::new() })
+#[derive(Debug)]
+enum Source {
+    /// There is none under the path yet.
+    None,
+    Plain(File),
+    Compressed(Box<Seekable>),
+}
+
+impl Source {
+    /// Opens what is there under a path. While both are there the plain file is the truth: the other is what somebody
+    /// was making of it.
+    fn open(path: &Path) -> Result<Self, LogError> {
+        let open = |path: &Path| match open_regular(path) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(LogError::io("opening", path)(error)),
+        };
+        if let Some(file) = open(path)? {
+            return Ok(Self::Plain(file));
+        }
+        let other = compressed(path);
+        if let Some(file) = open(&other)? {
+            return Ok(Self::Compressed(Box::new(Seekable::open(file, &other)?)));
+        }
+        // Somebody may have taken the compressed one apart between the two looks.
+        Ok(open(path)?.map_or(Self::None, Self::Plain))
     }
 
+    /// The file itself, if there is one.
+    fn file(&self) -> Option<&File> {
+        match self {
+            Self::None => None,
+            Self::Plain(file) => Some(file),
+            Self::Compressed(file) => Some(file.file()),
+        }
+    }
+}
+
+/// The length in bytes of the text of a file, whether it is compressed or not; 0 if there is none or it can't be read.
+pub(crate) fn length(path: &Path) -> u64 {
+    match std::fs::metadata(path) {
+        Ok(file) => file.len(),
+        Err(_) => ReadFile::open_when_there(path).and_then(|file| file.len()).unwrap_or(0),
+    }
+}
+
+impl ReadFile {
     /// Opens a file, or gives `None` when there is none.
     pub(crate) fn open_if_there(path: &Path) -> Result<Option<Self>, LogError> {
         let file = Self::open_when_there(path)?;
-        Ok(file.file.is_some().then_some(file))
+        Ok(file.is_there().then_some(file))
+    }
+
+    /// Whether there was a file when it was last looked for.
+    pub(crate) const fn is_there(&self) -> bool {
+        !matches!(self.source, Source::None)
     }
 
     /// Opens a file now or, when there is none, as soon as there is one; until then it is read as an empty one.
     pub(crate) fn open_when_there(path: &Path) -> Result<Self, LogError> {
-        let mut file = Self { file: None, path: path.to_owned(), buffer: BytesMut::new() };
-        file.open_again()?;
-        Ok(file)
+        Ok(Self { source: Source::open(path)?, path: path.to_owned(), buffer: BytesMut::new() })
     }
 
-    /// Opens the file if it is there by now.
-    fn open_again(&mut self) -> Result<(), LogError> {
-        match open_regular(&self.path) {
-            Ok(file) => self.file = Some(file),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(LogError::io("opening", &self.path)(error)),
-        }
-        Ok(())
-    }
-
-    /// The length in bytes at this moment.
+    /// The length in bytes at this moment; of a compressed file, that of its text.
     pub(crate) fn len(&self) -> Result<u64, LogError> {
-        let Some(file) = &self.file else { return Ok(0) };
-        Ok(file.metadata().map_err(LogError::io("looking at", &self.path))?.len())
+        match &self.source {
+            Source::None => Ok(0),
+            Source::Plain(file) => Ok(file.metadata().map_err(LogError::io("looking at", &self.path))?.len()),
+            Source::Compressed(file) => Ok(file.len()),
+        }
+    }
+
+    /// Whether the file is compressed: nothing is appended to it any more.
+    pub(crate) const fn is_compressed(&self) -> bool {
+        matches!(self.source, Source::Compressed(_))
+    }
+
+    /// Whether the file is compressed and its table is not the one that was written.
+    pub(crate) fn is_damaged(&self) -> bool {
+        matches!(&self.source, Source::Compressed(file) if !file.is_sound())
     }
 
     /// Whether a writer that lives has the file locked.
     pub(crate) fn is_locked(&self) -> Result<bool, LogError> {
-        let Some(file) = &self.file else { return Ok(false) };
-        match flock(file, FlockOperation::NonBlockingLockShared) {
-            Ok(()) => match flock(file, FlockOperation::Unlock) {
-                Ok(()) => Ok(false),
-                Err(errno) => Err(LogError::io("unlocking", &self.path)(errno.into())),
-            },
-            Err(Errno::WOULDBLOCK) => Ok(true),
+        if self.try_lock(FlockOperation::NonBlockingLockShared)? {
+            self.lock(FlockOperation::Unlock)?;
+            return Ok(false);
+        }
+        Ok(self.source.file().is_some())
+    }
+
+    /// Takes the lock by which others see that somebody writes the file, until it is closed; false if somebody else
+    /// has it.
+    pub(crate) fn try_lock_alone(&self) -> Result<bool, LogError> {
+        self.try_lock(FlockOperation::NonBlockingLockExclusive)
+    }
+
+    fn try_lock(&self, operation: FlockOperation) -> Result<bool, LogError> {
+        match self.lock(operation) {
+            Err(LogError::Io { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            locked => locked,
+        }
+    }
+
+    fn lock(&self, operation: FlockOperation) -> Result<bool, LogError> {
+        let Some(file) = self.source.file() else { return Ok(false) };
+        match flock(file, operation) {
+            Ok(()) => Ok(true),
             Err(errno) => Err(LogError::io("locking", &self.path)(errno.into())),
         }
     }
 
     /// Reads up to `length` bytes from `offset` on.
     pub(crate) fn read(&mut self, offset: u64, length: usize, io: Io) -> Result<Fetched, LogError> {
-        if self.file.is_none() {
+        if matches!(self.source, Source::None) {
             if io == Io::CachedOnly {
                 return Ok(Fetched::WouldBlock);
             }
-            self.open_again()?;
+            self.source = Source::open(&self.path)?;
         }
-        let Some(file) = &self.file else { return Ok(Fetched::Bytes(Bytes::new())) };
+        let file = match &mut self.source {
+            Source::None => return Ok(Fetched::Bytes(Bytes::new())),
+            Source::Compressed(file) => return file.read(offset, length, io),
+            Source::Plain(file) => file,
+        };
         self.buffer.clear();
         self.buffer.resize(length, 0);
         let mut filled = 0;
@@ -303,7 +402,7 @@ mod tests {
         let path = folder.path().join("x");
         let mut file = AppendFile::create(path.clone()).unwrap();
         file.append(b"0123456789").unwrap();
-        let mut reader = ReadFile::open(&path).unwrap();
+        let mut reader = ReadFile::open_if_there(&path).unwrap().unwrap();
         for io in [Io::CachedOnly, Io::MayBlock] {
             let Fetched::Bytes(bytes) = reader.read(4, 100, io).unwrap() else { panic!("not cached") };
             assert_eq!(bytes, "456789");
