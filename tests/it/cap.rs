@@ -1,5 +1,7 @@
 //! The most that one run may keep: its head and its tail stay, and between them is one honest hole.
 
+#[cfg(feature = "compression")]
+mod compressed;
 mod crash;
 mod follow;
 mod reading;

@@ -17,8 +17,10 @@ use crate::logfile::{AppendFile, Io, ReadFile, whole_lines};
 use crate::run::GapReason;
 use crate::store::file::marks::{Entry, JournalReader};
 
-/// The most bytes of one append that are written before it is looked whether the run is too large; fewer where little
-/// is given up at a time.
+/// The least that is given up at a time, unless that is a quarter of all.
+const STEP_BYTES: u64 = 1024 * 1024;
+/// The most bytes of one append that are written before it is looked whether the run is too large; fewer where it may
+/// keep little.
 const PIECE_BYTES: u64 = 256 * 1024;
 
 /// What a run is to be kept within.
@@ -57,14 +59,19 @@ pub(super) enum GivenUp {
 impl RunCap {
     /// A cap of so many bytes; 0: none.
     pub(super) fn new(bytes: u64) -> Option<Self> {
-        let next_split = [Self::step_of(bytes); 2];
+        let next_split = [Self::mark_of(bytes); 2];
         let cap = Self { bytes, past_head: false, next_split, not_below: 0, middle: None };
         (bytes > 0).then_some(cap)
     }
 
-    /// How much is given up at a time.
+    /// How much is given up at a time: each time waits until the journal is on the disk.
     fn step_of(bytes: u64) -> u64 {
-        (bytes / 16).max(Checkpointer::EVERY_BYTES).min(bytes / 4).max(1)
+        (bytes / 16).max(STEP_BYTES).min(bytes / 4).max(1)
+    }
+
+    /// How much a mark holds at most, but for one line: marks are given up whole.
+    fn mark_of(bytes: u64) -> u64 {
+        (Self::step_of(bytes) / 4).clamp(1, Checkpointer::EVERY_BYTES)
     }
 
     /// How many of the bytes that come next in a stream belong into one mark, if not all of them. None do where the
@@ -83,14 +90,14 @@ impl RunCap {
         let next = &mut self.next_split[stream.index()];
         let line_start = at.of(stream).line_start;
         if line_start >= *next {
-            *next = line_start + Self::step_of(self.bytes).min(Checkpointer::EVERY_BYTES);
+            *next = line_start + Self::mark_of(self.bytes);
         }
     }
 
     /// How many bytes are written before it is looked whether the run is too large.
     pub(super) fn piece(&self) -> usize {
-        let step = Self::step_of(self.bytes).clamp(Checkpointer::EVERY_BYTES, PIECE_BYTES);
-        usize::try_from(step).unwrap_or(usize::MAX)
+        let piece = (self.bytes / 16).clamp(Checkpointer::EVERY_BYTES, PIECE_BYTES);
+        usize::try_from(piece).unwrap_or(usize::MAX)
     }
 
     const fn head(&self) -> u64 {
