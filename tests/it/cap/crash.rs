@@ -152,3 +152,39 @@ async fn a_disk_that_refuses_to_free_anything_costs_room_and_no_line() {
     let shown = databuild.run(&["logs", "r", "-n", "2"]).code(0);
     assert_eq!(shown.text(), "this is line number 19999 of the job\nthis is line number 20000 of the job\n");
 }
+
+#[tokio::test]
+async fn without_its_journal_what_was_given_up_is_one_line_of_zeros_and_the_end_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = FileLogStore::open(folder.path(), capped(CAP)).unwrap();
+    let mut job = Job::start(&store, "r");
+    job.print_bytes(OUT, 5 * CAP);
+    let printed = job.printed[0];
+    let run = job.finish();
+    let part = store.given_up(&id("r"), OUT).unwrap().unwrap();
+    store.close().unwrap();
+    drop(store);
+    fs::remove_file(folder.path().join("index.redb")).unwrap();
+    fs::remove_file(folder.path().join("job_runs/r/journal")).unwrap();
+    let store = FileLogStore::open(folder.path(), capped(0)).unwrap();
+    let mut events = store.read(&id("r"), ReadOptions::new(View::STDOUT)).unwrap();
+    let mut lines = Vec::new();
+    while let Some(event) = events.next().await {
+        if let ReadEvent::Lines(batch) = event.unwrap() {
+            lines.extend(batch.lines().map(|line| (line.number.0, line.text.to_vec(), line.cut)));
+        }
+    }
+    // Nobody knows how many lines it was; `metadata.json` still says how many were printed.
+    assert_eq!(lines.len() as u64, printed - run.stdout.dropped_lines + 1);
+    let zeros = lines.iter().position(|(_, text, _)| text.contains(&0)).unwrap();
+    let (_, text, cut) = &lines[zeros];
+    let length = cut.map_or(text.len() as u64, |cut| cut.full_bytes);
+    assert_eq!(length, part.end.0 - part.start.0 - 1);
+    assert!(text.iter().all(|&byte| byte == 0));
+    for (at, (number, text, _)) in lines.iter().enumerate().filter(|(at, _)| *at != zeros) {
+        assert_eq!(*number, at as u64 + 1);
+        let printed_as = if at < zeros { *number } else { number + run.stdout.dropped_lines - 1 };
+        assert_eq!(String::from_utf8_lossy(text), line(OUT, printed_as));
+    }
+    assert_eq!(lines.last().unwrap().1, line(OUT, printed).as_bytes());
+}
