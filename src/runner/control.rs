@@ -1,11 +1,9 @@
 //! Signals to a job, and the moment when it has ended.
 
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 
 use crate::run::Exit;
@@ -42,9 +40,8 @@ impl From<JobSignal> for Signal {
 #[derive(Debug)]
 pub(super) struct Control {
     pid: Pid,
-    /// Wakes the pump, for it to look at its deadlines again.
-    wake: OwnedFd,
     state: Mutex<State>,
+    over: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -54,31 +51,15 @@ struct State {
     /// A signal was sent while the command ran.
     signalled: bool,
     cancelled: bool,
-    /// When the whole group is killed.
-    kill_at: Option<Instant>,
 }
 
 impl Control {
-    pub(super) fn new(pid: Pid, wake: OwnedFd) -> Self {
-        Self { pid, wake, state: Mutex::default() }
-    }
-
-    /// What a [`Control`] is woken by; made before the process, so that nothing can fail after it.
-    pub(super) fn new_wake() -> io::Result<OwnedFd> {
-        Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
+    pub(super) fn new(pid: Pid) -> Self {
+        Self { pid, state: Mutex::default(), over: Condvar::new() }
     }
 
     pub(super) fn pid(&self) -> Pid {
         self.pid
-    }
-
-    pub(super) fn wake_fd(&self) -> BorrowedFd<'_> {
-        self.wake.as_fd()
-    }
-
-    /// The pump has seen that it was woken.
-    pub(super) fn clear_wake(&self) {
-        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
     }
 
     /// Sends a signal to the job's group; false if the run is over.
@@ -87,30 +68,35 @@ impl Control {
     }
 
     /// Sends TERM now and KILL after `grace`.
-    pub(super) fn cancel(&self, grace: Duration) {
+    pub(super) fn cancel(self: &Arc<Self>, grace: Duration) {
         let mut state = self.lock();
         if state.cancelled || !self.send_locked(&mut state, Signal::TERM) {
             return;
         }
-        // A stopped process would not notice before it is continued.
-        let _ = kill_process_group(self.pid, Signal::CONT);
         state.cancelled = true;
-        state.kill_at = Instant::now().checked_add(grace);
+        let Some(kill_at) = Instant::now().checked_add(grace) else { return };
         drop(state);
-        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
-    }
-
-    /// Sends the KILL that is due. The caller's `poll` does this too, since a stalled disk may hold the pump.
-    pub(super) fn kill_if_due(&self) {
-        let mut state = self.lock();
-        if state.kill_at.is_some_and(|at| at <= Instant::now()) {
-            state.kill_at = None;
-            self.send_locked(&mut state, Signal::KILL);
+        // A thread of its own: a stalled disk may hold the pump, and the caller may have other things to do.
+        let control = Arc::clone(self);
+        let waiting =
+            thread::Builder::new().name("log-kill".to_owned()).spawn(move || control.kill_at(kill_at));
+        if let Err(error) = waiting {
+            tracing::warn!(%error, "a job that is cancelled has no time to end by itself");
+            self.kill_at(Instant::now());
         }
     }
 
-    pub(super) fn kill_at(&self) -> Option<Instant> {
-        self.lock().kill_at
+    /// Sends KILL then, unless the run is over before.
+    fn kill_at(&self, kill_at: Instant) {
+        let mut state = self.lock();
+        while !state.released {
+            let left = kill_at.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                self.send_locked(&mut state, Signal::KILL);
+                return;
+            }
+            state = self.over.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     /// How the command ended, once it has.
@@ -143,7 +129,7 @@ impl Control {
             self.send_locked(&mut state, Signal::KILL);
         }
         state.released = true;
-        state.kill_at = None;
+        self.over.notify_all();
     }
 
     fn send_locked(&self, state: &mut State, signal: Signal) -> bool {
@@ -152,6 +138,9 @@ impl Control {
         }
         state.signalled |= matches!(self.exit(), Exited::No);
         let _ = kill_process_group(self.pid, signal);
+        // A process that is stopped, as one that reads a terminal in the background is, would not notice before it is
+        // continued.
+        let _ = kill_process_group(self.pid, Signal::CONT);
         true
     }
 

@@ -34,6 +34,7 @@ pub use tee::Tee;
 use control::Control;
 use events::Events;
 use pump::Pump;
+use tee::Copying;
 
 /// How long a runner waits for jobs that do not end when they should.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,7 +82,7 @@ impl SubProcessBackend {
     /// [`RunnerError::Log`] if the run can't be started. When only the process can't, the run is recorded as
     /// failed, with the error's [exit code](RunnerError::exit_code) and the error as its note.
     pub fn start(&self, job: JobCommand) -> Result<SubProcessRunning, RunnerError> {
-        launch(self.store.start(job.spec.clone())?, job, self.options)
+        launch(&self.store, self.store.start(job.spec.clone())?, job, self.options)
     }
 }
 
@@ -92,18 +93,24 @@ impl std::fmt::Debug for SubProcessBackend {
 }
 
 fn launch(
+    store: &Arc<dyn LogStore>,
     writer: Box<dyn RunWriter>,
-    job: JobCommand,
+    mut job: JobCommand,
     options: RunnerOptions,
 ) -> Result<SubProcessRunning, RunnerError> {
     let id = writer.id().clone();
     let events = Arc::new(Events::new());
-    match start_process(&job, &events, options) {
-        Ok(started) => {
-            let Started { control, pump, hand_over } = started;
+    let tee = job.tee.take().map(|tee| tee.start(Arc::clone(store), id.clone())).transpose();
+    let started = tee.map_err(other("starting a thread")).and_then(|tee| {
+        let started = start_process(&job, &events, options)?;
+        Ok((started, tee))
+    });
+    match started {
+        Ok((Started { control, pump, hand_over }, tee)) => {
+            let copied = tee.as_ref().map(Copying::is_done);
             // The thread waits for exactly this, so it can't be gone.
-            let _ = hand_over.send((pump, writer, job.tee));
-            Ok(SubProcessRunning { id, control, events, kill_grace: options.kill_grace })
+            let _ = hand_over.send((pump, writer, tee));
+            Ok(SubProcessRunning { id, control, events, kill_grace: options.kill_grace, copied })
         }
         Err(error) => {
             let mut end = RunEnd::now(Outcome::Exited(Exit::Code(error.exit_code().into())));
@@ -117,12 +124,16 @@ fn launch(
 }
 
 /// What the pump's thread is waiting for.
-type ForThread = (Pump, Box<dyn RunWriter>, Option<Tee>);
+type ForThread = (Pump, Box<dyn RunWriter>, Option<Copying>);
 
 struct Started {
     control: Arc<Control>,
     pump: Pump,
     hand_over: mpsc::Sender<ForThread>,
+}
+
+fn other(doing: &'static str) -> impl Fn(io::Error) -> RunnerError {
+    move |source| RunnerError::Other { doing, source }
 }
 
 /// Starts the process last: once it runs, nothing can fail that would leave it without its pump.
@@ -131,8 +142,6 @@ fn start_process(
     events: &Arc<Events>,
     options: RunnerOptions,
 ) -> Result<Started, RunnerError> {
-    let other = |doing| move |source: io::Error| RunnerError::Other { doing, source };
-    let wake = Control::new_wake().map_err(other("creating an event descriptor"))?;
     let (hand_over, handed_over) = mpsc::channel::<ForThread>();
     thread::Builder::new()
         .name("log-pump".to_owned())
@@ -143,7 +152,7 @@ fn start_process(
         })
         .map_err(other("starting a thread"))?;
     let child = job.spawn()?;
-    let control = Arc::new(Control::new(Pid::from_child(&child), wake));
+    let control = Arc::new(Control::new(Pid::from_child(&child)));
     let pump = Pump::new(child, Arc::clone(&control), Arc::clone(events), options.outlive_grace);
     Ok(Started { control, pump, hand_over })
 }
@@ -154,6 +163,7 @@ mod tests {
     use crate::error::LogError;
     use crate::line::{Stream, UnixMicros};
     use crate::run::{JobMetadata, JobRunId, RunSpec};
+    use crate::store::MemoryLogStore;
 
     /// A disk of which the test decides what it does.
     struct Disk<A, F> {
@@ -194,7 +204,8 @@ mod tests {
     ) -> SubProcessRunning {
         let id = JobRunId::generate();
         let job = JobCommand::new(RunSpec::new(id.clone()), ["sh", "-c", script]);
-        launch(Box::new(Disk { id, on_append, on_flush }), job, RunnerOptions::default()).unwrap()
+        let store: Arc<dyn LogStore> = Arc::new(MemoryLogStore::new());
+        launch(&store, Box::new(Disk { id, on_append, on_flush }), job, RunnerOptions::default()).unwrap()
     }
 
     fn end(running: &SubProcessRunning) -> Arc<JobEnd> {
@@ -252,17 +263,18 @@ mod tests {
             let _ = released.recv();
             Ok(())
         };
-        let mut running = start("echo x; sleep 1000", stall, || {});
+        let mut running = start("trap '' TERM; echo x; exec sleep 1000", stall, || {});
         is_in.recv_timeout(Duration::from_secs(60)).unwrap();
         // The pump is in the disk's hands now, and stays there until `release`.
         assert!(running.poll().is_empty());
         assert!(!running.has_ended());
+        running.kill_grace = Duration::from_millis(20);
         running.cancel();
         while running.control.exit() == control::Exited::No {
-            assert!(running.poll().is_empty());
+            thread::sleep(Duration::from_millis(1));
         }
         drop(release);
-        assert_eq!(end(&running).outcome, Outcome::Cancelled(Exit::Signal(15)));
+        assert_eq!(end(&running).outcome, Outcome::Cancelled(Exit::Signal(9)));
     }
 
     #[test]

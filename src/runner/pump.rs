@@ -15,7 +15,7 @@ use crate::run::MissingDeps;
 use crate::runner::control::{Control, Exited};
 use crate::runner::directive::Scanner;
 use crate::runner::events::{Events, JobEnd, JobEvent};
-use crate::runner::tee::Tee;
+use crate::runner::tee::Copying;
 use crate::store::{Outcome, RunEnd, RunWriter};
 
 /// The most that is read at once, in bytes.
@@ -63,7 +63,7 @@ struct Ready {
 /// Where the output goes to.
 struct Sink {
     writer: Box<dyn RunWriter>,
-    tee: Option<Tee>,
+    tee: Option<Copying>,
     events: Arc<Events>,
     deps: Deps,
     /// Something was appended and not flushed.
@@ -102,7 +102,7 @@ impl Pump {
     }
 
     /// Collects the output until the job is over, and records its end.
-    pub(super) fn run(mut self, writer: Box<dyn RunWriter>, tee: Option<Tee>) {
+    pub(super) fn run(mut self, writer: Box<dyn RunWriter>, tee: Option<Copying>) {
         let _guard = EndGuard { control: Arc::clone(&self.control), events: Arc::clone(&self.events) };
         let events = Arc::clone(&self.events);
         let mut sink = Sink { writer, tee, events, deps: Deps::default(), dirty: false, complained: false };
@@ -117,7 +117,6 @@ impl Pump {
                     self.pump_once(stream, &mut buffer, &mut sink);
                 }
             }
-            self.control.kill_if_due();
             if ready.ended {
                 self.look_for_the_end();
             }
@@ -133,11 +132,10 @@ impl Pump {
         self.end(sink, cut_off);
     }
 
-    /// Waits for output, for the command's end, for a new deadline or for the next deadline to pass.
+    /// Waits for output, for the command's end, or for a deadline to pass.
     fn wait(&self, quiet: Option<Duration>) -> Ready {
         let timeout = self.timeout(quiet).map(timespec);
-        let mut fds = Vec::with_capacity(4);
-        fds.push(PollFd::from_borrowed_fd(self.control.wake_fd(), PollFlags::IN));
+        let mut fds = Vec::with_capacity(3);
         let open = self.outputs.iter().flatten().map(|output| &output.pipe);
         fds.extend(open.chain(&self.ended_fd).map(|fd| PollFd::new(fd, PollFlags::IN)));
         let any = match poll(&mut fds, timeout.as_ref()) {
@@ -150,18 +148,14 @@ impl Pump {
                 return Ready { outputs: [true; 2], ended: true, any: true };
             }
         };
-        if !fds[0].revents().is_empty() {
-            self.control.clear_wake();
-        }
-        let mut ready = fds[1..].iter().map(|fd| !fd.revents().is_empty());
+        let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
         let outputs = self.outputs.each_ref().map(|output| output.is_some() && ready.next().unwrap_or(false));
         Ready { outputs, ended: self.ended_fd.is_none() || ready.next().unwrap_or(false), any }
     }
 
     /// How long to wait at most; `None` for as long as it takes.
     fn timeout(&self, quiet: Option<Duration>) -> Option<Duration> {
-        let deadline = [self.control.kill_at(), self.cut_off_at].into_iter().flatten().min();
-        let deadline = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        let deadline = self.cut_off_at.map(|at| at.saturating_duration_since(Instant::now()));
         let look = (self.ended_fd.is_none() && self.exited == Exited::No).then_some(LOOK);
         [deadline, look, quiet].into_iter().flatten().min()
     }
@@ -227,7 +221,7 @@ impl Pump {
                 self.outlive_grace
             )
         });
-        let Sink { writer, deps, .. } = sink;
+        let Sink { writer, tee, deps, .. } = sink;
         let notes: Vec<String> = cut.into_iter().chain(deps.note()).collect();
         let note = (!notes.is_empty()).then(|| notes.join("; "));
         let id = writer.id().clone();
@@ -236,6 +230,8 @@ impl Pump {
         if let Err(error) = &metadata {
             tracing::warn!(%id, %error, "the end of a run could not be recorded");
         }
+        // All that is not copied yet can be read now.
+        drop(tee);
         self.events.end(JobEnd { outcome, note, metadata });
     }
 }
@@ -264,7 +260,7 @@ impl Sink {
             self.complain(&error);
         }
         self.dirty = true;
-        if let Some(tee) = &mut self.tee {
+        if let Some(tee) = &self.tee {
             tee.write(stream, bytes);
         }
         scanner.scan(bytes, &mut |event, bytes| self.deliver(event, bytes));

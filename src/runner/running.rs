@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use crate::run::JobRunId;
 use crate::runner::control::Control;
 use crate::runner::events::{Events, Next};
@@ -17,6 +19,8 @@ pub struct SubProcessRunning {
     pub(super) control: Arc<Control>,
     pub(super) events: Arc<Events>,
     pub(super) kill_grace: Duration,
+    /// Of a job whose output is copied.
+    pub(super) copied: Option<watch::Receiver<bool>>,
 }
 
 impl SubProcessRunning {
@@ -37,7 +41,6 @@ impl SubProcessRunning {
     ///
     /// The last event is a [`JobEvent::Ended`]; after it there are no more.
     pub fn poll(&mut self) -> Vec<JobEvent> {
-        self.control.kill_if_due();
         let mut events = Vec::new();
         while let Next::Event(event) = self.events.next() {
             events.push(event);
@@ -59,6 +62,15 @@ impl SubProcessRunning {
     /// Waits until the job has ended and is recorded. The events stay where they are. Cancel safe.
     pub async fn wait(&self) -> Arc<JobEnd> {
         self.events.wait().await
+    }
+
+    /// Waits until the job's [`Tee`](crate::Tee), if it has one, has got everything or has gone. That can be long after
+    /// the job's end, as long as somebody leaves it unread. Cancel safe.
+    pub async fn copied(&self) {
+        if let Some(copied) = &self.copied {
+            // An error means that the thread is gone.
+            let _ = copied.clone().wait_for(|done| *done).await;
+        }
     }
 
     /// Whether the job has ended and is recorded. Never blocks.

@@ -80,7 +80,7 @@ impl Bench {
     }
 }
 
-fn until(what: &str, condition: impl Fn() -> bool) {
+fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < TOO_LONG, "waited in vain for {what}");
@@ -387,14 +387,18 @@ fn a_cancelled_job_that_does_not_listen_is_killed_with_its_whole_group() {
 }
 
 #[test]
-fn a_stopped_job_can_be_cancelled() {
-    let bench = Bench::new();
-    let running = bench.sh("trap 'exit 9' TERM; echo ready; kill -STOP $$; exit 1");
-    bench.until_stdout(&running, "ready\n");
-    let stat = format!("/proc/{}/stat", running.process_id());
-    until("the stop", || fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") T ")));
-    running.cancel();
-    assert_eq!(end(&running).outcome, Outcome::Cancelled(Exit::Code(9)));
+fn a_stopped_job_can_be_cancelled_and_hears_a_signal_that_is_passed_on() {
+    let end_it: [fn(&SubProcessRunning); 2] =
+        [|running| running.cancel(), |running| assert!(running.forward(JobSignal::Terminate))];
+    for end_it in end_it {
+        let bench = Bench::new();
+        let running = bench.sh("trap 'exit 9' TERM; echo ready; kill -STOP $$; exit 1");
+        bench.until_stdout(&running, "ready\n");
+        let stat = format!("/proc/{}/stat", running.process_id());
+        until("the stop", || fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") T ")));
+        end_it(&running);
+        assert_eq!(end(&running).outcome, Outcome::Cancelled(Exit::Code(9)));
+    }
 }
 
 #[test]
@@ -457,6 +461,85 @@ fn a_tee_copies_and_one_that_is_gone_hurts_nothing() {
     let mut copied = String::new();
     copy.read_to_string(&mut copied).unwrap();
     assert_eq!(copied, "b\nd\n");
+}
+
+#[test]
+fn a_tee_that_nobody_reads_holds_up_neither_the_job_nor_its_record() {
+    let bench = Bench::new();
+    let (mut stuck, stdout) = std::io::pipe().unwrap();
+    let (errors, stderr) = std::io::pipe().unwrap();
+    let mut job = bench.job(&["sh", "-c", "seq 1 1000000; echo done >&2; exit 4"]);
+    job.tee = Some(Tee::new(stdout.into(), stderr.into()));
+    let running = bench.try_start(job).unwrap();
+    assert_eq!(end(&running).exit(), Some(Exit::Code(4)));
+    let text: String = (1..=1_000_000).map(|number| format!("{number}\n")).collect();
+    assert!(bench.stdout(&running) == text, "all of it is recorded");
+    // And who reads it later gets all of it too.
+    let mut copied = String::new();
+    stuck.read_to_string(&mut copied).unwrap();
+    assert!(copied == text);
+    assert_eq!(std::io::read_to_string(errors).unwrap(), "done\n");
+}
+
+#[test]
+fn a_reader_that_is_slow_now_and_then_gets_every_byte_once() {
+    let bench = Bench::new();
+    let (mut slow, stdout) = std::io::pipe().unwrap();
+    let script = "for i in $(seq 40); do head -c 100000 /dev/urandom | base64 -w 97; sleep 0.01; done";
+    let mut job = bench.job(&["sh", "-c", script]);
+    job.tee = Some(Tee::new(stdout.into(), std::fs::File::create("/dev/null").unwrap().into()));
+    let running = bench.try_start(job).unwrap();
+    let (mut copied, mut piece, mut rest) = (Vec::new(), vec![0; 70_000], 0);
+    loop {
+        let read = slow.read(&mut piece).unwrap();
+        if read == 0 {
+            break;
+        }
+        copied.extend_from_slice(&piece[..read]);
+        rest += read;
+        if rest > 1_500_000 {
+            rest = 0;
+            std::thread::sleep(Duration::from_millis(150));
+        }
+    }
+    assert_eq!(end(&running).exit(), Some(Exit::Code(0)));
+    assert!(copied == bench.stdout(&running).into_bytes());
+}
+
+#[test]
+fn the_verb_ends_its_job_and_itself_however_stuck_the_reader_of_its_output_is() {
+    let logs = tempfile::tempdir().unwrap();
+    let mut verb = verb(logs.path());
+    verb.args(["--id", "x", "--", "sh", "-c", "trap 'exit 3' TERM; yes & wait"]);
+    let mut running = verb.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let log = logs.path().join("job_runs/x/stdout.log");
+    until("more is recorded than pipes take", || {
+        std::fs::metadata(&log).is_ok_and(|log| log.len() > 4 << 20)
+    });
+    let pid = rustix::process::Pid::from_child(&running);
+    let terminate = || rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    terminate();
+    let metadata = logs.path().join("job_runs/x/metadata.json");
+    until("the end is recorded", || metadata.exists());
+    let mut status = None;
+    until("the end of the verb", || {
+        terminate();
+        status = running.try_wait().unwrap();
+        status.is_some()
+    });
+    assert_eq!(status.unwrap().code(), Some(3));
+}
+
+#[test]
+fn the_verb_says_which_directives_it_can_not_use() {
+    let logs = tempfile::tempdir().unwrap();
+    let script =
+        "echo 'DATABUILD_MISSING_DEPS_JSON:{oops'; for i in $(seq 20); do echo 'DATABUILD_X_JSON:}'; done";
+    let output = verb(logs.path()).args(["-q", "--", "sh", "-c", script]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.starts_with("databuild: a line DATABUILD_MISSING_DEPS_JSON can't be used: "), "{said}");
+    assert!(said.ends_with("databuild: nor can 13 other lines of that kind\n"), "{said}");
+    assert_eq!((output.status.code(), said.lines().count()), (Some(0), 9));
 }
 
 #[test]

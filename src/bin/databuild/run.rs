@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use databuild_logs::{
-    Completion, FileStoreOptions, JobCommand, JobEnd, JobInput, JobRunId, JobSignal, RunSpec, RunnerError,
-    SubProcessBackend, SubProcessRunning, Tee,
+    Completion, FileStoreOptions, JobCommand, JobEnd, JobEvent, JobInput, JobMetadata, JobRunId, JobSignal,
+    LogError, RunSpec, RunnerError, SubProcessBackend, SubProcessRunning, Tee,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::printing::note;
 use crate::store::{open_folder, survive_file_size_limit};
 
 /// Own failures have this exit code.
@@ -68,26 +69,40 @@ fn record(args: RunArgs, log_dir: &Path, options: FileStoreOptions) -> Result<u8
     let store = open_folder(log_dir, options)?;
     let quiet = args.quiet;
     let job = job(args).map_err(other("setting up the copy of the output"))?;
-    let end = runtime.block_on(async {
+    let attended = runtime.block_on(async {
         // Listening comes first: from here on a signal reaches the job instead of ending us.
         let mut signals = Signals::listen().map_err(other("listening for signals"))?;
         survive_file_size_limit().map_err(other("listening for signals"))?;
         // The only task on this thread may block it.
-        let running = SubProcessBackend::new(Arc::clone(&store)).start(job)?;
+        let mut running = SubProcessBackend::new(Arc::clone(&store)).start(job)?;
         if !quiet && io::stderr().is_terminal() {
             eprintln!("databuild: run {}", running.job_run_id());
         }
-        Ok::<_, RunnerError>(attend(&running, &mut signals).await)
+        Ok::<_, RunnerError>(attend(&mut running, &mut signals).await)
     })?;
-    if let Err(error) = end.metadata.as_ref().and(store.close().as_ref()) {
-        eprintln!("databuild: the run's end is not recorded: {error}");
+    let closed = store.close();
+    // Who reads our output may be stuck, and what is said waits for it too.
+    if !attended.abandoned {
+        say(&attended, closed.as_ref());
     }
-    if let Ok(run) = &end.metadata
-        && let Completion { dropped_bytes: lost @ 1.., .. } = run.completion()
-    {
-        eprintln!("databuild: {lost} bytes of the output could not be kept");
+    Ok(exit_code(&attended.end))
+}
+
+/// Says what else there is to say of a run.
+fn say(attended: &Attended, closed: Result<&(), &LogError>) {
+    for (name, reason) in &attended.malformed {
+        note(format_args!("databuild: a line DATABUILD_{name}_JSON can't be used: {reason}"));
     }
-    Ok(exit_code(&end))
+    if attended.more_malformed > 0 {
+        note(format_args!("databuild: nor can {} other lines of that kind", attended.more_malformed));
+    }
+    let metadata = attended.end.metadata.as_ref();
+    if let Err(error) = metadata.and(closed) {
+        note(format_args!("databuild: the run's end is not recorded: {error}"));
+    }
+    if let Ok(Completion { dropped_bytes: lost @ 1.., .. }) = metadata.map(JobMetadata::completion) {
+        note(format_args!("databuild: {lost} bytes of the output could not be kept"));
+    }
 }
 
 fn job(args: RunArgs) -> io::Result<JobCommand> {
@@ -102,16 +117,44 @@ fn job(args: RunArgs) -> io::Result<JobCommand> {
     Ok(job)
 }
 
-/// Passes signals on until the job has ended.
-async fn attend(running: &SubProcessRunning, signals: &mut Signals) -> Arc<JobEnd> {
-    loop {
+/// How many directives that can't be used are named.
+const MOST_MALFORMED: usize = 8;
+
+/// What came of a job.
+struct Attended {
+    end: Arc<JobEnd>,
+    /// Directives that can't be used: their names, and why.
+    malformed: Vec<(String, String)>,
+    more_malformed: u64,
+    /// Our output was not read to its end.
+    abandoned: bool,
+}
+
+/// Passes signals on until the job has ended, and waits then until its output is copied; a signal ends that.
+async fn attend(running: &mut SubProcessRunning, signals: &mut Signals) -> Attended {
+    let (mut malformed, mut more_malformed, mut abandoned) = (Vec::new(), 0, false);
+    let end = loop {
         tokio::select! {
-            end = running.wait() => return end,
-            signal = signals.next() => {
-                running.forward(signal);
-            }
+            event = running.next_event() => match event {
+                Some(JobEvent::Malformed { name, reason }) if malformed.len() < MOST_MALFORMED => {
+                    malformed.push((name, reason));
+                }
+                Some(JobEvent::Malformed { .. }) => more_malformed += 1,
+                Some(JobEvent::Ended(end)) => break end,
+                Some(_) => {}
+                None => break running.wait().await,
+            },
+            // Once there is no job any more, a signal is for us.
+            signal = signals.next() => abandoned |= !running.forward(signal),
         }
+    };
+    if !abandoned {
+        abandoned = tokio::select! {
+            () = running.copied() => false,
+            _ = signals.next() => true,
+        };
     }
+    Attended { end, malformed, more_malformed, abandoned }
 }
 
 fn exit_code(end: &JobEnd) -> u8 {
