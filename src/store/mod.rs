@@ -114,6 +114,31 @@ pub trait LogStore: Send + Sync {
         Ok(None)
     }
 
+    /// The same as [`read_bytes`](Self::read_bytes), but passes over what is given up; tells where the bytes are too.
+    ///
+    /// # Errors
+    ///
+    /// As [`byte_offset`](Self::byte_offset).
+    fn read_kept_bytes(
+        &self,
+        id: &JobRunId,
+        stream: Stream,
+        offset: ByteOffset,
+        length: usize,
+    ) -> Result<(ByteOffset, Bytes), LogError> {
+        let mut at = offset;
+        loop {
+            match self.read_bytes(id, stream, at, length) {
+                Err(LogError::Gap(gap)) => match self.given_up(id, stream)?.filter(|part| part.contains(&at))
+                {
+                    Some(part) => at = part.end,
+                    None => return Err(LogError::Gap(gap)),
+                },
+                read => return read.map(|bytes| (at, bytes)),
+            }
+        }
+    }
+
     /// What is known of a run at this moment.
     ///
     /// # Errors

@@ -179,7 +179,7 @@ async fn folder_bytes(
     let chunks = stream::try_unfold(from, move |offset: ByteOffset| {
         let (store, id) = (Arc::clone(&store), id.clone());
         async move {
-            let (bytes, offset) = blocking(move || next_bytes(&*store, &id, stream, offset, to)).await?;
+            let (offset, bytes) = blocking(move || next_bytes(&*store, &id, stream, offset, to)).await?;
             let next = offset.plus(bytes.len() as u64);
             Ok((!bytes.is_empty()).then_some((bytes, next)))
         }
@@ -192,23 +192,17 @@ fn next_bytes(
     store: &dyn LogStore,
     id: &JobRunId,
     stream: Stream,
-    mut offset: ByteOffset,
+    offset: ByteOffset,
     to: Option<ByteOffset>,
-) -> Result<(Bytes, ByteOffset), LogError> {
-    loop {
-        let left = to.map_or(u64::MAX, |to| to.0.saturating_sub(offset.0));
-        let length = usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK_BYTES);
-        if length == 0 {
-            return Ok((Bytes::new(), offset));
-        }
-        match store.read_bytes(id, stream, offset, length) {
-            Err(LogError::Gap(gap)) => {
-                match store.given_up(id, stream)?.filter(|part| part.contains(&offset)) {
-                    Some(part) => offset = part.end,
-                    None => return Err(LogError::Gap(gap)),
-                }
-            }
-            read => return read.map(|bytes| (bytes, offset)),
-        }
+) -> Result<(ByteOffset, Bytes), LogError> {
+    let left = |from: ByteOffset| {
+        let left = to.map_or(u64::MAX, |to| to.0.saturating_sub(from.0));
+        usize::try_from(left).unwrap_or(usize::MAX)
+    };
+    if left(offset) == 0 {
+        return Ok((offset, Bytes::new()));
     }
+    let (at, mut bytes) = store.read_kept_bytes(id, stream, offset, left(offset).min(CHUNK_BYTES))?;
+    bytes.truncate(left(at));
+    Ok((at, bytes))
 }

@@ -1,6 +1,6 @@
 //! Followers that are slower than the job: what they were about to read is given up under their eyes.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
@@ -136,4 +136,37 @@ async fn slow_clients_of_a_service_follow_a_job_of_another_process() {
     }
     let shown = databuild.run(&["logs", "r", "-n", "1"]).code(0);
     assert_eq!(shown.text().trim_end_matches('\n'), line(OUT, printed));
+}
+
+#[test]
+fn a_slow_reader_of_the_verbs_output_is_copied_whole_lines_and_the_end() {
+    let databuild = Databuild::new().with("DATABUILD_LOG_MAX_RUN_SIZE_MB", "0.3");
+    let file = databuild.home.path().join("printed");
+    let text: String = (1..=60_000).map(|n| line(OUT, n) + "\n").collect();
+    fs::write(&file, &text).unwrap();
+    let mut command = databuild.command(&["run", "--id", "r", "--", "cat", file.to_str().unwrap()]);
+    let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+    let metadata = databuild.home.path().join("logs/job_runs/r/metadata.json");
+    until(|| metadata.exists(), || "the job waits for who reads its copy".to_owned());
+    let mut copied = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut copied).unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(copied.len() < text.len(), "the reader was not slow");
+    let mut before = 0;
+    let mut torn = 0;
+    for copy in copied.lines() {
+        let number = copy.get(12..20).and_then(|number| number.parse::<u64>().ok());
+        match number.filter(|&number| copy == line(OUT, number)) {
+            Some(number) => {
+                assert!(number > before, "{number} behind {before}");
+                before = number;
+            }
+            // Where the job overtook the copy.
+            None => {
+                assert!(line(OUT, before + 1).starts_with(copy), "{copy:.200}");
+                torn += 1;
+            }
+        }
+    }
+    assert!(before == 60_000 && torn <= 2, "up to {before}, {torn} torn");
 }
