@@ -498,6 +498,9 @@ impl JournalWriter {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::line::UnixMicros;

@@ -127,6 +127,8 @@
 mod client;
 mod config;
 mod error;
+#[cfg(test)]
+mod fuzz;
 #[cfg(feature = "server")]
 mod http;
 mod index;

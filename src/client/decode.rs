@@ -152,8 +152,8 @@ impl Decoder {
             && self.text.len() < BATCH_BYTES
             && self.batch.as_ref().is_some_and(|batch| {
                 batch.stream == line.s
-                    && batch.first_line.plus(batch.lines) == line.n
-                    && batch.first_position.plus(batch.lines) == position
+                    && batch.first_line.0.checked_add(batch.lines) == Some(line.n.0)
+                    && batch.first_position.0.checked_add(batch.lines) == Some(position.0)
                     // Times hold until the next one: a line without would get that of the line before it.
                     && batch.times.is_empty() == line.t.is_none()
             })

@@ -3,6 +3,8 @@
 
 mod decode;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod reader;
 mod sse;
 

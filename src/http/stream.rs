@@ -73,13 +73,15 @@ pub(super) async fn events(
 /// Opens a read, and tells the position that it starts behind if that is known.
 ///
 /// A start that is counted from the end, or found by a time, is turned into a position first: a client that is cut
-/// off before the first line can go on from there.
+/// off before the first line can go on from there. Not where lines come with their times and no more is waited for: the
+/// last lines are those then whose times are known, and a position counts the ones behind them too.
 fn open(
     store: &dyn LogStore,
     id: &JobRunId,
     mut read: ReadOptions,
 ) -> Result<(ReadStream, Option<LineNumber>), LogError> {
-    if !matches!(read.start, Start::After(_)) {
+    let counts_marks = !read.follow && read.times && matches!(read.start, Start::LastLines { .. });
+    if !counts_marks && !matches!(read.start, Start::After(_)) {
         match store.position(id, read.view, read.start) {
             Ok(position) => read.start = Start::After(position),
             // Whether that is an error is for the read to say: a follower waits.
@@ -218,3 +220,6 @@ impl Stream for EventStream {
         Poll::Ready(Some(Ok(chunk)))
     }
 }
+
+#[cfg(test)]
+mod fuzz;

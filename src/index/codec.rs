@@ -466,6 +466,9 @@ impl TryFrom<StoredGap> for GapOrCut {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::run::{MissingDeps, PartitionRef};

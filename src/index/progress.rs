@@ -35,7 +35,7 @@ impl StreamProgress {
     pub(crate) const fn totals(&self) -> StreamTotals {
         StreamTotals {
             bytes: self.bytes,
-            lines: self.lines + (self.unterminated() > 0) as u64,
+            lines: self.lines.saturating_add((self.unterminated() > 0) as u64),
             dropped_bytes: self.dropped_bytes,
             dropped_lines: self.dropped_lines,
         }
@@ -65,7 +65,7 @@ impl Progress {
 
     /// Lines of both streams that have ended: the position in [`View::All`](crate::View::All).
     pub(crate) const fn lines(&self) -> u64 {
-        self.streams[0].lines + self.streams[1].lines
+        self.streams[0].lines.saturating_add(self.streams[1].lines)
     }
 
     /// Counts what came in since this.
@@ -239,7 +239,7 @@ impl Checkpointer {
         let at = progress.of(stream);
         let next = &mut self.next_offset[stream.index()];
         if at.line_start >= *next {
-            *next = at.line_start + Self::EVERY_BYTES;
+            *next = at.line_start.saturating_add(Self::EVERY_BYTES);
             found.line =
                 Some(LineCheckpoint { stream, line: at.lines, offset: at.line_start, time: progress.time });
         }

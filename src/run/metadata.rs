@@ -71,13 +71,14 @@ impl JobMetadata {
     #[must_use]
     pub fn completion(&self) -> Completion {
         let exit = self.state.exit();
+        let StreamTotals { lines, dropped_bytes, .. } = self.stdout.plus(self.stderr);
         Completion {
             exit_code: exit.and_then(|exit| if let Exit::Code(code) = exit { Some(code) } else { None }),
             signal: exit.and_then(|exit| if let Exit::Signal(signal) = exit { Some(signal) } else { None }),
             duration_ms: self.duration_ms(),
             state: self.state.kind(),
-            lines: self.stdout.lines + self.stderr.lines,
-            dropped_bytes: self.stdout.dropped_bytes + self.stderr.dropped_bytes,
+            lines,
+            dropped_bytes,
             note: self.note.clone(),
         }
     }

@@ -1,5 +1,7 @@
 //! A job run: its id, what was asked for, how it ended, and the document that says so.
 
+#[cfg(test)]
+mod fuzz;
 mod id;
 mod metadata;
 mod state;
@@ -73,6 +75,20 @@ pub struct StreamTotals {
     /// Lines the job printed that could not be kept.
     #[serde(default)]
     pub dropped_lines: u64,
+}
+
+impl StreamTotals {
+    /// What this stream and another hold together. Sums that are too large, which only a damaged document has, become
+    /// the largest number.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes.saturating_add(other.bytes),
+            lines: self.lines.saturating_add(other.lines),
+            dropped_bytes: self.dropped_bytes.saturating_add(other.dropped_bytes),
+            dropped_lines: self.dropped_lines.saturating_add(other.dropped_lines),
+        }
+    }
 }
 
 /// A part of a stream that could not be kept. It always covers whole lines.
@@ -154,13 +170,8 @@ pub struct Tombstone {
 
 impl Tombstone {
     pub(crate) fn of(run: &JobMetadata, evicted_at: UnixMicros, reason: String) -> Self {
-        Self {
-            id: run.id().clone(),
-            evicted_at,
-            reason,
-            lines: run.stdout.lines + run.stderr.lines,
-            bytes: run.stdout.bytes + run.stderr.bytes,
-        }
+        let StreamTotals { lines, bytes, .. } = run.stdout.plus(run.stderr);
+        Self { id: run.id().clone(), evicted_at, reason, lines, bytes }
     }
 }
 

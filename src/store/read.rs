@@ -119,7 +119,7 @@ impl Batch {
     /// The position of the last line of the batch in the view.
     #[must_use]
     pub const fn last_position(&self) -> LineNumber {
-        LineNumber(self.first_position.0 + self.lines - 1)
+        self.first_position.plus(self.lines - 1)
     }
 
     /// The lines one by one.

@@ -14,7 +14,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use databuild_logs::{
-    Client, ClientEnd, ClientEvent, Completion, FileLogStore, FileStoreOptions, JobMetadata, JobRunId,
+    Client, ClientEnd, ClientEvent, Completion, Exit, FileLogStore, FileStoreOptions, JobMetadata, JobRunId,
     LogQuery, LogStore, ReadEnd, ReadEvent, ReadOptions, RunQuery, StateKind, View,
 };
 use futures_util::StreamExt;
@@ -287,6 +287,102 @@ async fn check_lines(store: &FileLogStore, id: &str, metadata: &JobMetadata) -> 
         }
     }
     panic!("{id}: no end");
+}
+
+/// Prints a little, and ends with 3.
+const SHORT_JOB: &str =
+    "n=0; while [ $n -lt 40 ]; do n=$((n+1)); echo this is line number $n of the job; done; exit 3";
+
+/// What `databuild run` asks of the system that has to do with the run, its files, its job, or its own end.
+const CALLS: [&str; 20] = [
+    "mkdir",
+    "openat",
+    "write",
+    "flock",
+    "fallocate",
+    "renameat2",
+    "rename",
+    "ftruncate",
+    "fdatasync",
+    "fsync",
+    "close",
+    "statx",
+    "unlink",
+    "pipe2",
+    "clone3",
+    "pidfd_open",
+    "ppoll",
+    "futex",
+    "exit",
+    "exit_group",
+];
+
+/// Kills the writer where it enters each of its calls, one after the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_killed_at_any_call_leaves_a_beginning_of_what_was_printed() {
+    let databuild = databuild();
+    let args = |id: &str| ["run", "--id", id, "--", "sh", "-c", SHORT_JOB].map(str::to_owned);
+    let killed_at_every = |call: &str, of_files: bool| {
+        let mut printed = Vec::new();
+        for n in 1.. {
+            assert!(n < 80, "{call} has no end");
+            let id = format!("{call}-{}{n}", if of_files { "of-files-" } else { "" });
+            let names = ["stdout.log", "stderr.log", "journal", ".metadata.json.new", ""];
+            let files: Vec<_> = names.iter().map(|name| run_folder(&databuild, &id).join(name)).collect();
+            let args = args(&id);
+            let done = databuild.run_killed_at(
+                &format!("{call}:when={n}"),
+                if of_files { &files } else { &[] },
+                &args.each_ref().map(String::as_str),
+            );
+            // What came out of the tool had gone into the log before.
+            printed.push((id, done.stdout));
+            match done.code {
+                Some(3) => break,
+                Some(137) | None => {}
+                code => panic!("{call} {n}: {code:?}, {}", done.stderr),
+            }
+        }
+        printed
+    };
+    let printed: Vec<_> = thread::scope(|scope| {
+        let sweeps: Vec<_> = CALLS
+            .iter()
+            .map(|call| (call, false))
+            .chain(["write", "openat", "fsync"].iter().map(|call| (call, true)))
+            .map(|(call, of_files)| scope.spawn(move || killed_at_every(call, of_files)))
+            .collect();
+        sweeps.into_iter().flat_map(|sweep| sweep.join().unwrap()).collect()
+    });
+    let killed = printed.len() - CALLS.len() - 3;
+    assert!(killed > 60, "only {killed} kills");
+    let logs = databuild.home.path().join("logs");
+    let options = FileStoreOptions { min_free_bytes: 0, ..FileStoreOptions::default() };
+    let store = FileLogStore::open(&logs, options).unwrap();
+    let (mut lost, mut failed) = (0, 0);
+    for (id, printed) in printed {
+        let folder = run_folder(&databuild, &id);
+        if !folder.exists() {
+            assert!(printed.is_empty(), "{id} printed and has no folder");
+            continue;
+        }
+        let found = metadata(&folder);
+        let lines = check_lines(&store, &id, &found).await;
+        let log = fs::read(folder.join("stdout.log")).unwrap();
+        assert!(log.starts_with(&printed), "{id}: what was printed had been written");
+        match found.state.kind() {
+            StateKind::Lost => lost += 1,
+            StateKind::Failed => {
+                failed += 1;
+                assert_eq!((found.state.exit(), lines), (Some(Exit::Code(3)), 40), "{id}");
+            }
+            other => panic!("{id} is {other}"),
+        }
+    }
+    assert!(lost > 10 && failed > CALLS.len(), "{lost} lost, {failed} failed");
+    store.close().unwrap();
+    drop(store);
+    databuild.run(&["index", "check", "--deep"]).code(0);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What the file store makes of folders that were damaged, swapped or taken away.
 
+mod fuzz;
+
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::symlink;
@@ -14,7 +16,7 @@ use databuild_logs::{
 };
 use futures_util::{FutureExt, StreamExt};
 
-use crate::support::wait_until;
+use crate::support::{copy_folder, wait_until};
 
 const VIEWS: [View; 3] = [View::STDOUT, View::STDERR, View::All];
 
@@ -93,14 +95,6 @@ fn texts(seen: &[Seen]) -> Vec<&str> {
     seen.iter().map(|seen| seen.text.as_deref().unwrap_or("(gap)")).collect()
 }
 
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-    }
-}
-
 /// A run of both streams that is over: its folder, and what it printed.
 fn finished_run(name: &str) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
@@ -148,7 +142,7 @@ async fn a_journal_with_any_bit_flipped_or_cut_anywhere_costs_no_line_and_not_th
     let metadata = fs::read(of_run.join("metadata.json")).unwrap();
     let parent = tempfile::tempdir().unwrap();
     let damaged = parent.path().join("job_runs/x");
-    copy(&of_run, &damaged);
+    copy_folder(&of_run, &damaged);
     let flips = (0..journal.len()).map(|at| {
         let mut flipped = journal.clone();
         flipped[at] ^= 1 << (at % 8);
@@ -182,7 +176,7 @@ async fn metadata_that_is_garbage_is_no_obstacle() {
 #[tokio::test]
 async fn a_folder_that_was_copied_is_a_run_with_the_name_of_the_copy() {
     let (folder, of_run) = finished_run("x");
-    copy(&of_run, &folder.path().join("job_runs/y"));
+    copy_folder(&of_run, &folder.path().join("job_runs/y"));
     let stores: [Arc<dyn LogStore>; 2] =
         [Arc::new(other_process(folder.path())), Arc::new(service(folder.path()))];
     for store in &stores {
@@ -253,7 +247,7 @@ fn run_with_a_hole(folder: &Path) {
     writer.flush().unwrap();
     let live = folder.join("job_runs/hole");
     let crashed = folder.join("crashed/job_runs/hole");
-    copy(&live, &crashed);
+    copy_folder(&live, &crashed);
     writer.finish(success()).unwrap();
     let mut journal = fs::read(crashed.join("journal")).unwrap();
     for body in [&[3, 9, 4, 40, 1][..], &[0x12, 9, 1, 2], &[2, 9, 3, 7]] {
@@ -453,7 +447,7 @@ fn a_run_that_was_seen_just_before_its_metadata_leaves_the_memory() {
     let (from, of_run) = finished_run("x");
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("job_runs/x");
-    copy(&of_run, &run);
+    copy_folder(&of_run, &run);
     fs::remove_file(run.join("metadata.json")).unwrap();
     let journal = fs::File::open(run.join("journal")).unwrap();
     journal.lock().unwrap();
@@ -469,7 +463,7 @@ fn a_run_that_was_seen_just_before_its_metadata_leaves_the_memory() {
     for name in ["y", "z"] {
         let (_guard, of_other) = finished_run(name);
         let (made, path) = (folder.path().join(name), folder.path().join("job_runs").join(name));
-        copy(&of_other, &made);
+        copy_folder(&of_other, &made);
         fs::rename(made, &path).unwrap();
         assert!(store.run(&id(name)).unwrap().state.is_over());
         wait_until("the index has it", || journals_open(&path.join("journal")) == 0);
@@ -494,7 +488,7 @@ async fn an_index_that_is_ahead_of_the_files_leads_nobody_astray() {
     }
     store.close().unwrap();
     let crashed = folder.path().join("crashed");
-    copy(&folder.path().join("job_runs/x"), &crashed.join("job_runs/x"));
+    copy_folder(&folder.path().join("job_runs/x"), &crashed.join("job_runs/x"));
     fs::copy(folder.path().join("index.redb"), crashed.join("index.redb")).unwrap();
     let journal = fs::OpenOptions::new().write(true).open(crashed.join("job_runs/x/journal")).unwrap();
     journal.set_len(journal.metadata().unwrap().len() / 2).unwrap();
@@ -568,7 +562,7 @@ fn a_torn_record_is_not_there_yet_and_is_cut_off_when_its_writer_is_gone() {
     let (_guard, of_run) = finished_run("x");
     let folder = tempfile::tempdir().unwrap();
     let run = folder.path().join("job_runs/x");
-    copy(&of_run, &run);
+    copy_folder(&of_run, &run);
     fs::remove_file(run.join("metadata.json")).unwrap();
     let journal = fs::read(run.join("journal")).unwrap();
     fs::write(run.join("journal"), &journal[..journal.len() - 1]).unwrap();

@@ -9,22 +9,12 @@ use databuild_logs::{
 };
 use futures_util::StreamExt;
 
+use crate::support::copy_folder;
+
 /// A copy of a fixture that the test may write to.
 fn copy_of(version: &str) -> tempfile::TempDir {
-    fn copy(from: &Path, to: &Path) {
-        fs::create_dir_all(to).unwrap();
-        for entry in fs::read_dir(from).unwrap() {
-            let entry = entry.unwrap();
-            let to = to.join(entry.file_name());
-            if entry.file_type().unwrap().is_dir() {
-                copy(&entry.path(), &to);
-            } else {
-                fs::copy(entry.path(), to).unwrap();
-            }
-        }
-    }
     let folder = tempfile::tempdir().unwrap();
-    copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(version), folder.path());
+    copy_folder(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(version), folder.path());
     folder
 }
 

@@ -277,17 +277,8 @@ const OUT: &str = "one\ntwo\nhalf\nfour\nfive\n";
 
 /// Records the job while the system lets a call fail; what came of it, and whether the call was made at all.
 fn record_with(databuild: &Databuild, id: &str, filter: &[&str], inject: &str) -> (Done, bool) {
-    let trace = databuild.home.path().join("trace");
-    let call = format!("trace={}", inject.split(':').next().unwrap());
-    let inject = format!("inject={inject}");
-    let mut options = vec!["--seccomp-bpf", "-e", &call, "-e", &inject];
-    let paths: Vec<_> = filter.iter().map(|name| run_folder(databuild, id).join(name)).collect();
-    for path in &paths {
-        options.extend(["-P", path.to_str().unwrap()]);
-    }
-    let done =
-        databuild.start_traced(&trace, &options, &["run", "--id", id, "--", "sh", "-c", SCRIPT]).done();
-    (done, fs::read_to_string(trace).unwrap().contains("(INJECTED)"))
+    let files: Vec<_> = filter.iter().map(|name| run_folder(databuild, id).join(name)).collect();
+    databuild.run_injected(inject, &files, &["run", "--id", id, "--", "sh", "-c", SCRIPT])
 }
 
 /// Checks what a reader is given against what the job printed.

@@ -2,6 +2,8 @@
 
 mod check;
 mod damage;
+mod faults;
+mod fuzz;
 mod rebuild;
 
 use std::fs;

@@ -4,6 +4,7 @@
 mod buffered;
 mod cap;
 mod cli;
+mod clock;
 mod composite;
 mod compress;
 mod conformance;

@@ -12,6 +12,7 @@ use futures_util::StreamExt;
 use proptest::prelude::*;
 
 use crate::conformance::{Model, some_bytes};
+use crate::support::copy_folder;
 
 const VIEWS: [View; 3] = [View::STDOUT, View::STDERR, View::All];
 
@@ -72,19 +73,6 @@ fn step() -> impl Strategy<Value = Step> {
 fn service(folder: &Path) -> FileLogStore {
     let liveness_interval = Duration::from_millis(5);
     FileLogStore::open(folder, FileStoreOptions { liveness_interval, ..FileStoreOptions::default() }).unwrap()
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 /// A run, and what it should hold.
@@ -183,7 +171,7 @@ async fn check(store: &dyn LogStore, run: &Run, read: Read, over: bool, what: &s
 /// A crash leaves every byte; the order of both streams is known as far as the journal had come.
 async fn check_crashed(folder: &Path, runs: &[Run], with_index: bool) {
     let crashed = tempfile::tempdir().unwrap();
-    copy(&folder.join("job_runs"), &crashed.path().join("job_runs"));
+    copy_folder(&folder.join("job_runs"), &crashed.path().join("job_runs"));
     if with_index {
         fs::copy(folder.join("index.redb"), crashed.path().join("index.redb")).unwrap();
     }
@@ -193,8 +181,10 @@ async fn check_crashed(folder: &Path, runs: &[Run], with_index: bool) {
             if view == View::All && !run.flushed {
                 continue;
             }
-            let read = Read { view, from: 0, batch_bytes: 4096, times: true };
-            check(&store, run, read, true, "after a crash").await;
+            for times in [false, true] {
+                let read = Read { view, from: 0, batch_bytes: 4096, times };
+                check(&store, run, read, true, "after a crash").await;
+            }
         }
         let kind = store.run(&run.id).unwrap().state.kind();
         assert_eq!(kind, if run.is_over() { StateKind::Succeeded } else { StateKind::Lost });
@@ -244,8 +234,10 @@ async fn agrees(steps: Vec<Step>) {
     runs.last_mut().unwrap().finish();
     for run in &runs {
         for view in VIEWS {
-            let read = Read { view, from: 0, batch_bytes: 4096, times: false };
-            check(&store, run, read, true, "at the end").await;
+            for times in [false, true] {
+                let read = Read { view, from: 0, batch_bytes: 4096, times };
+                check(&store, run, read, true, "at the end").await;
+            }
         }
     }
     store.close().unwrap();

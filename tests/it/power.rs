@@ -12,6 +12,7 @@ use databuild_logs::{
 use futures_util::StreamExt;
 
 use crate::crash::{databuild, metadata};
+use crate::support::copy_folder;
 
 /// What a power cut makes of the end of a file.
 #[derive(Clone, Copy, Debug)]
@@ -58,14 +59,6 @@ fn write_half_a_run(from: &FileLogStore, id: &JobRunId, folder: &Path) -> Vec<(u
     }
     std::mem::forget(writer);
     points
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-    }
 }
 
 /// Whatever a power cut leaves of the log and of the journal, each on its own: what is told of the run is true. Lines

@@ -154,6 +154,49 @@ async fn a_run_of_another_process_is_followed_live() {
     assert_eq!(listed.runs[0].id(), &run);
 }
 
+/// A writer's last mark follows its bytes by a moment; what is in between is read, and counts as there.
+#[tokio::test]
+async fn the_last_lines_of_another_processs_run_are_those_that_are_written_marked_or_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = id("foreign");
+    let writing = other_process(folder.path());
+    let mut writer = writing.start(RunSpec::new(run.clone())).unwrap();
+    writer.append(Stream::Stdout, b"1\n2\n3\n4\nha").unwrap();
+    writer.append(Stream::Stderr, b"of another stream\n").unwrap();
+    writer.flush().unwrap();
+    // Nobody flushes these.
+    writer.append(Stream::Stdout, b"lf\n6\n7\n8\nno end").unwrap();
+    let (service, reader) = (open(folder.path()), other_process(folder.path()));
+    let all: Vec<_> = ["1", "2", "3", "4", "half", "6", "7", "8"].map(str::to_owned).into();
+    for store in [&service, &reader] {
+        eventually("all is seen", || {
+            let bytes = store.read_bytes(&run, Stream::Stdout, ByteOffset(0), 99).unwrap();
+            bytes.ends_with(b"no end").then_some(())
+        })
+        .await;
+        for count in 0..12 {
+            let start = Start::LastLines { count, after: LineNumber(0) };
+            let from = all.len().saturating_sub(count as usize);
+            let (lines, end) =
+                read(store, &run, ReadOptions { start, ..ReadOptions::new(View::STDOUT) }).await;
+            let texts: Vec<_> = lines.into_iter().map(|(_, text)| text).collect();
+            assert_eq!(texts, all[from..], "the last {count}");
+            assert_eq!(end, ReadEnd::Running { next: LineNumber(8) });
+            assert_eq!(store.position(&run, View::STDOUT, start).unwrap(), LineNumber(from as u64));
+            let offset = store.byte_offset(&run, Stream::Stdout, start).unwrap().0;
+            assert_eq!(offset, all[..from].iter().map(|line| line.len() as u64 + 1).sum::<u64>());
+            // Where their time is told, or their place among those of the other stream, they are not there yet.
+            for (view, marked) in [(View::STDOUT, 4), (View::All, 5)] {
+                let timed = ReadOptions { start, times: true, ..ReadOptions::new(view) };
+                let (lines, end) = read(store, &run, timed).await;
+                assert_eq!(lines.len(), marked.min(count as usize), "the last {count} of {view}");
+                assert_eq!(end, ReadEnd::Running { next: LineNumber(marked as u64) });
+            }
+        }
+    }
+    writer.finish(success()).unwrap();
+}
+
 #[tokio::test]
 async fn a_folder_by_another_tool_is_a_run_and_is_followed() {
     let folder = tempfile::tempdir().unwrap();

@@ -203,7 +203,7 @@ impl State {
     pub(crate) fn lines(&self, view: View) -> u64 {
         match view {
             View::One(stream) => self.end_of(stream).0,
-            View::All => Stream::BOTH.map(|stream| self.end_of(stream).0).iter().sum(),
+            View::All => self.end_of(Stream::Stdout).0.saturating_add(self.end_of(Stream::Stderr).0),
         }
     }
 

@@ -235,7 +235,7 @@ impl LogStore for FileLogStore {
 
     fn position(&self, id: &JobRunId, view: View, start: Start) -> Result<LineNumber, LogError> {
         let run = self.shared.find(id)?;
-        let line = Places { run: &run, index: self.shared.index.as_deref() }.position(view, start)?;
+        let line = Places { run: &run, index: self.shared.index.as_deref() }.position(view, start, false)?;
         Ok(LineNumber(line))
     }
 
@@ -246,7 +246,7 @@ impl LogStore for FileLogStore {
             let state = run.state();
             (state.lines(View::One(stream)), state.visible[stream.index()], state.run.state.is_over())
         };
-        let line = places.position(View::One(stream), start)?;
+        let line = places.position(View::One(stream), start, false)?;
         let (place, file) = places.line_floor(stream, line)?;
         if !file.is_there() {
             return Ok(ByteOffset(0));

@@ -7,10 +7,11 @@ use crate::index::Index;
 use crate::index::progress::{GapAt, Progress};
 use crate::journal::Arrival;
 use crate::line::{Stream, UnixMicros, View};
-use crate::logfile::{Fetched, Io, ReadFile};
+use crate::logfile::{Fetched, Io, ReadFile, count_lines};
 use crate::store::Start;
 use crate::store::file::live::{LiveRun, State};
 use crate::store::file::marks::{Arrivals, JournalReader, Walk};
+use crate::store::file::tracker::SCAN_BYTES;
 
 /// Looks up places in a run: in what waits for the index, in the index, and without one in the journal.
 #[derive(Clone, Copy)]
@@ -69,15 +70,45 @@ impl Places<'_> {
         self.trusted(index.progress_while(number, is_before)).unwrap_or(start)
     }
 
-    /// How many lines of a view lie before a start.
-    pub(crate) fn position(&self, view: View, start: Start) -> Result<u64, LogError> {
+    /// How many lines of a view lie before a start. With `by_marks` there are only lines that a mark tells of, as for
+    /// a read in the order of the journal.
+    pub(crate) fn position(&self, view: View, start: Start, by_marks: bool) -> Result<u64, LogError> {
         match start {
             Start::After(line) => Ok(line.0),
             Start::LastLines { count, after } => {
-                Ok(self.run.state().lines(view).saturating_sub(count).max(after.0))
+                let lines = match view {
+                    View::One(stream) if !by_marks => self.lines_written(stream)?,
+                    view => self.run.state().lines(view),
+                };
+                Ok(lines.saturating_sub(count).max(after.0))
             }
             Start::Since(time) => self.lines_before(view, time),
         }
+    }
+
+    /// The lines of a stream that can be read at this moment: of a run of another process also those that its journal
+    /// does not tell of yet.
+    fn lines_written(&self, stream: Stream) -> Result<u64, LogError> {
+        let (mut lines, mut offset, end) = {
+            let state = self.run.state();
+            let unmarked_from =
+                if state.run.state.is_over() { u64::MAX } else { state.progress.of(stream).bytes };
+            (state.lines(View::One(stream)), unmarked_from, state.visible[stream.index()])
+        };
+        if offset >= end {
+            return Ok(lines);
+        }
+        let Some(mut file) = ReadFile::open_if_there(&self.run.folder.log(stream))? else { return Ok(lines) };
+        while offset < end {
+            let length = usize::try_from(end - offset).unwrap_or(usize::MAX).min(SCAN_BYTES);
+            let Fetched::Bytes(bytes) = file.read(offset, length, Io::MayBlock)? else { break };
+            if bytes.is_empty() {
+                break;
+            }
+            lines += count_lines(&bytes);
+            offset += bytes.len() as u64;
+        }
+        Ok(lines)
     }
 
     /// How many lines of a view arrived before `time`.

@@ -88,7 +88,12 @@ impl FileSource {
         options: &ReadOptions,
     ) -> Result<Self, LogError> {
         let has_journal = run.state().has_journal;
-        let position = Places { run: &run, index: index.as_deref() }.position(options.view, options.start)?;
+        let in_one_file = match options.view {
+            View::One(stream) if !options.times || !has_journal => Some(stream),
+            _ => None,
+        };
+        let places = Places { run: &run, index: index.as_deref() };
+        let position = places.position(options.view, options.start, in_one_file.is_none())?;
         let mut source = Self {
             view: options.view,
             follow: options.follow,
@@ -103,13 +108,13 @@ impl FileSource {
             run,
         };
         source.position = LineNumber(position);
-        source.order = match options.view {
-            View::One(stream) if !options.times || !has_journal => {
+        source.order = match in_one_file {
+            Some(stream) => {
                 let (place, file) = source.places().line_floor(stream, position)?;
                 source.set_reader(stream, file, place, position);
                 Order::File(stream)
             }
-            _ => Order::Journal(Box::new(source.open_journal(position)?)),
+            None => Order::Journal(Box::new(source.open_journal(position)?)),
         };
         Ok(source)
     }

@@ -234,7 +234,7 @@ impl Tracker {
 
     /// Fills in what a document may leave open: how much the streams hold.
     pub(crate) const fn fill_in(&self, run: &mut JobMetadata) {
-        if run.stdout.bytes + run.stderr.bytes == 0 {
+        if run.stdout.bytes == 0 && run.stderr.bytes == 0 {
             [run.stdout, run.stderr] = self.totals();
         }
     }

@@ -11,7 +11,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::{assert_numbered, dump, id, index_file, numbered, open, plain, plain_of, quarantined, success};
-use crate::support::cli::Databuild;
+use crate::support::cli::{Databuild, errors_on_terminal};
 use crate::support::wait_until;
 
 fn rebuild(folder: &Path) -> databuild_logs::RebuildReport {
@@ -181,6 +181,30 @@ fn a_rebuild_is_refused_while_a_service_has_the_folder_and_waits_if_told_to() {
     let done = waiting.done().code(0);
     assert!(done.text().starts_with("1 runs and 0 places"), "{done:?}");
     databuild.run(&["index", "check"]).code(0);
+}
+
+/// Long enough for a few lines of how far it is: the journal of one run is opened late.
+#[test]
+fn a_rebuild_shows_a_bar_on_a_terminal_and_lines_elsewhere() {
+    let databuild = Databuild::new();
+    let logs = databuild.home.path().join("logs");
+    let store = open(&logs);
+    ["r1", "r2", "r3"].iter().for_each(|run| numbered(&store, run, 3));
+    store.close().unwrap();
+    let shown = errors_on_terminal(databuild.command(&["index", "rebuild"]), 80);
+    assert!(shown.contains("of 3 runs") && shown.contains('█'), "{shown:?}");
+    assert!(shown.contains('\r') || shown.contains("\x1b["), "it is drawn over itself: {shown:?}");
+    let last = shown.rsplit(['\r', '\n']).next().unwrap();
+    assert!(!last.contains('█'), "it does not stay: {shown:?}");
+    let slow = logs.join("job_runs/r2/journal");
+    let delay = "inject=openat:delay_enter=11000000:when=1";
+    let options = ["-e", "trace=openat", "-e", delay, "-P", slow.to_str().unwrap()];
+    let done = databuild.start_traced(Path::new("/dev/null"), &options, &["index", "rebuild"]).done().code(0);
+    let told: Vec<_> = done.stderr.lines().collect();
+    assert!(!told.is_empty() && told.iter().all(|line| line.ends_with(" of 3 runs")), "{told:?}");
+    assert!(!done.stderr.contains(['\x1b', '\r', '█']), "{told:?}");
+    // What is over at once says nothing of how far it is.
+    assert_eq!(databuild.run(&["index", "rebuild"]).code(0).stderr, "");
 }
 
 #[test]

@@ -97,7 +97,7 @@ fn killed_at_every_call_no_run_is_lost_by_half() {
             ended_by_the_hour(&store, 4);
             store.close().unwrap();
             drop(store);
-            let killed = gc_killed_at(&databuild, &format!("{call}:signal=KILL:when={n}"));
+            let killed = gc_killed_at(&databuild, &format!("{call}:when={n}"));
             let store = open(&logs);
             for run in ["1", "2", "3"] {
                 match store.run(&id(run)) {
@@ -128,11 +128,8 @@ fn killed_at_every_call_no_run_is_lost_by_half() {
 }
 
 /// Runs `databuild gc` for all but one run; gives whether it was killed.
-fn gc_killed_at(databuild: &Databuild, inject: &str) -> bool {
+fn gc_killed_at(databuild: &Databuild, point: &str) -> bool {
     let logs = databuild.home.path().join("logs");
     let args = ["gc", "--max-size", "1", "--keep-last", "1", "--log-dir", logs.to_str().unwrap()];
-    let call = format!("trace={}", inject.split(':').next().unwrap());
-    let options = ["-e", call.as_str(), "-e", &format!("inject={inject}")];
-    let done = databuild.start_traced(Path::new("/dev/null"), &options, &args).done();
-    done.code != Some(0)
+    databuild.run_killed_at(point, &[], &args).code != Some(0)
 }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
@@ -74,6 +74,32 @@ impl Databuild {
         let mut all = vec!["-f", "-qq", "-o", trace.to_str().unwrap()];
         all.extend(options);
         self.start_by("strace", &all, args)
+    }
+
+    /// Runs to the end while something happens to a call to the system (`write:error=EIO:when=3`) whenever a thread makes
+    /// it for the third time; only calls that are about one of these files count, if any are named. Tells too whether
+    /// it came to that.
+    pub(crate) fn run_injected(&self, inject: &str, files: &[PathBuf], args: &[&str]) -> (Done, bool) {
+        let trace = self.home.path().join("trace");
+        let call = format!("trace={}", inject.split(':').next().unwrap());
+        let inject = format!("inject={inject}");
+        let mut options = vec!["--seccomp-bpf", "-e", &call, "-e", &inject];
+        for file in files {
+            options.extend(["-P", file.to_str().unwrap()]);
+        }
+        let done = self.start_traced(&trace, &options, args).done();
+        (done, std::fs::read_to_string(trace).unwrap().contains("(INJECTED)"))
+    }
+
+    /// Runs until a thread makes this call for the third time (`write:when=3`), and is killed then; children are not.
+    pub(crate) fn run_killed_at(&self, point: &str, files: &[PathBuf], args: &[&str]) -> Done {
+        let (call, when) = point.split_once(':').unwrap();
+        let (trace, inject) = (format!("trace={call}"), format!("inject={call}:signal=KILL:{when}"));
+        let mut options = vec!["-b", "execve", "-e", &trace, "-e", &inject];
+        for file in files {
+            options.extend(["-P", file.to_str().unwrap()]);
+        }
+        self.start_traced(Path::new("/dev/null"), &options, args).done()
     }
 
     /// Has another program start it, which is given options and then the command line.
@@ -217,7 +243,20 @@ pub(crate) fn head(stdout: ChildStdout) -> String {
 }
 
 /// Runs a command with a terminal as its standard output, this many columns wide, and tells what that shows.
-pub(crate) fn on_terminal(mut command: Command, columns: u16) -> String {
+pub(crate) fn on_terminal(command: Command, columns: u16) -> String {
+    on_terminal_by(command, columns, |command, end| command.stdout(end))
+}
+
+/// The same with a terminal as its standard error.
+pub(crate) fn errors_on_terminal(command: Command, columns: u16) -> String {
+    on_terminal_by(command, columns, |command, end| command.stderr(end))
+}
+
+fn on_terminal_by(
+    mut command: Command,
+    columns: u16,
+    attach: impl FnOnce(&mut Command, File) -> &mut Command,
+) -> String {
     let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     grantpt(&terminal).unwrap();
     unlockpt(&terminal).unwrap();
@@ -225,7 +264,8 @@ pub(crate) fn on_terminal(mut command: Command, columns: u16) -> String {
     let end = File::options().read(true).write(true).open(name).unwrap();
     let size = Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     tcsetwinsize(&end, size).unwrap();
-    let mut child = command.env("TERM", "xterm").stdout(end).spawn().unwrap();
+    attach(command.env("TERM", "xterm"), end);
+    let mut child = command.spawn().unwrap();
     // The command holds the only other end left: what it still holds is closed with its configuration.
     drop(command);
     let mut shown = Vec::new();

@@ -65,6 +65,7 @@ fn row(run: &JobMetadata, pinned: bool, now: UnixMicros) -> [String; 8] {
         Some(Exit::Signal(signal)) => format!("SIG {signal}"),
         None => "-".to_owned(),
     };
+    let totals = run.stdout.plus(run.stderr);
     let took = run.duration_ms().unwrap_or_else(|| now.millis_since(run.started_at));
     [
         run.id().to_string(),
@@ -72,8 +73,8 @@ fn row(run: &JobMetadata, pinned: bool, now: UnixMicros) -> [String; 8] {
         exit,
         seconds(run.started_at),
         duration(took),
-        (run.stdout.lines + run.stderr.lines).to_string(),
-        bytes(run.stdout.bytes + run.stderr.bytes),
+        totals.lines.to_string(),
+        bytes(totals.bytes),
         command(run),
     ]
 }

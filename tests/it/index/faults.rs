@@ -1,0 +1,218 @@
+//! The disk refuses what is done to the index: every call of one life of it, and now and then under a service that goes
+//! on. Needs `strace`.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::thread;
+use std::time::Duration;
+
+use databuild_logs::{CheckOptions, FileLogStore, FileStoreOptions, LogStore, RunQuery, check_index};
+use rustix::process::Signal;
+
+use super::{assert_numbered, index_file, lines, numbered, open, quarantined};
+use crate::crash::databuild;
+use crate::support::cli::{Databuild, Running, until};
+use crate::support::copy_folder;
+
+const LINES: u64 = 1_000;
+
+fn logs(databuild: &Databuild) -> PathBuf {
+    databuild.home.path().join("logs")
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+/// Whatever became of the index, every line of every run is there for whoever opens the folder next; and when that is
+/// closed, nothing in it disagrees with anything else.
+#[track_caller]
+fn has_all(folder: &Path, what: &str) {
+    let store = open(folder);
+    assert_eq!(store.runs(&RunQuery::default()).unwrap().runs.len(), 3, "{what}");
+    for run in ["a", "b", "new"] {
+        block_on(assert_numbered(&store, run, LINES));
+    }
+    store.close().unwrap();
+    drop(store);
+    let report = check_index(folder, CheckOptions { deep: true, repair: false }, |_| ()).unwrap();
+    assert_eq!(report.findings, [], "{what}");
+}
+
+/// A folder of two runs that the index knows and one that it does not.
+fn make_folder(folder: &Path) {
+    let store = open(folder);
+    ["a", "b"].iter().for_each(|run| numbered(&store, run, LINES));
+    store.close().unwrap();
+    drop(store);
+    let other = FileLogStore::open_folder(folder, FileStoreOptions::default()).unwrap();
+    numbered(&other, "new", LINES);
+}
+
+/// What opens the index of a folder, takes up what it does not know, writes that, and closes it.
+fn dry_run(folder: &Path) -> [&str; 4] {
+    ["gc", "--dry-run", "--log-dir", folder.to_str().unwrap()]
+}
+
+/// Lets every such call of a life of the index fail, one after the other and with one error and the other, on copies of
+/// these folders. Whatever fails: it is done all the same, or refused in words that name the folder or the file. Gives
+/// how often each was so.
+fn fail_every(call: &str, templates: &[PathBuf]) -> (u32, u32) {
+    let (mut refused, mut done) = (0, 0);
+    for (number, template) in templates.iter().enumerate() {
+        for n in 1.. {
+            assert!(n < 200, "{call} has no end");
+            let databuild = databuild();
+            let folder = logs(&databuild);
+            copy_folder(template, &folder);
+            let error = if (n + number) % 2 == 0 { "EIO" } else { "ENOSPC" };
+            let what = format!("{call} number {n} with {error} of {}", template.display());
+            let files = [index_file(&folder), folder.join("LOCK"), folder.clone(), folder.join("job_runs")];
+            let inject = format!("{call}:error={error}:when={n}");
+            let (outcome, injected) = databuild.run_injected(&inject, &files, &dry_run(&folder));
+            match outcome.code {
+                Some(0) => done += 1,
+                Some(1) => {
+                    assert!(injected, "{what}: {outcome:?}");
+                    let names = outcome.stderr.contains(folder.to_str().unwrap());
+                    assert!(outcome.stderr.contains("databuild: ") && names, "{what}: {outcome:?}");
+                    refused += 1;
+                }
+                _ => panic!("{what}: {outcome:?}"),
+            }
+            has_all(&folder, &what);
+            if !injected {
+                break;
+            }
+        }
+    }
+    (refused, done)
+}
+
+#[test]
+fn whatever_call_on_the_index_fails_nothing_is_lost_and_a_refusal_names_the_file() {
+    let home = tempfile::tempdir().unwrap();
+    let templates = ["with-an-index", "without"].map(|name| home.path().join(name));
+    templates.iter().for_each(|folder| make_folder(folder));
+    fs::remove_file(index_file(&templates[1])).unwrap();
+    let calls = ["pwrite64", "pread64", "fdatasync", "ftruncate", "openat", "flock"];
+    let counts = thread::scope(|scope| {
+        let sweeps = calls.map(|call| scope.spawn(|| fail_every(call, &templates)));
+        sweeps.map(|sweep| sweep.join().unwrap())
+    });
+    assert!(counts.iter().all(|(refused, done)| *refused > 0 && *done >= 2), "{counts:?}");
+}
+
+/// The same, and who writes the index is killed where it enters the call. It makes the index there, writes it in several
+/// commits, and closes it.
+#[test]
+fn killed_at_any_call_on_the_index_it_is_opened_again_or_made_anew() {
+    let home = tempfile::tempdir().unwrap();
+    let template = home.path().join("without-an-index");
+    make_folder(&template);
+    fs::remove_file(index_file(&template)).unwrap();
+    let kill_at_every = |call: &str| {
+        for n in 1.. {
+            assert!(n < 200, "{call} has no end");
+            let databuild = databuild();
+            let folder = logs(&databuild);
+            copy_folder(&template, &folder);
+            let point = format!("{call}:when={n}");
+            let outcome = databuild.run_killed_at(&point, &[index_file(&folder)], &dry_run(&folder));
+            has_all(&folder, &point);
+            match outcome.code {
+                Some(0) => return n - 1,
+                Some(137) | None => {}
+                _ => panic!("{point}: {outcome:?}"),
+            }
+        }
+        unreachable!()
+    };
+    let kills = thread::scope(|scope| {
+        let sweeps =
+            ["pwrite64", "fdatasync", "ftruncate"].map(|call| scope.spawn(move || kill_at_every(call)));
+        sweeps.map(|sweep| sweep.join().unwrap())
+    });
+    assert!(kills.iter().all(|&kills| kills >= 3), "{kills:?}");
+}
+
+/// Serves while the disk refuses one call of the thread that writes the index. Jobs run on all the while, and are
+/// followed.
+fn serve_through(call: &str, error: &str, when: &str) {
+    let what = format!("{call} {error} {when}");
+    let databuild = databuild();
+    let folder = logs(&databuild);
+    make_folder(&folder);
+    databuild.run(&dry_run(&folder)).code(0);
+    let (trace, inject) = (format!("trace={call}"), format!("inject={call}:error={error}:when={when}"));
+    let index = index_file(&folder);
+    let options = ["-D", "-e", &trace, "-e", &inject, "-P", index.to_str().unwrap()];
+    let service = databuild.start_traced(
+        &databuild.home.path().join("trace"),
+        &options,
+        &["serve", "--listen", "127.0.0.1:0"],
+    );
+    service.wait_for("listening on ");
+    let url = service.stderr().split("listening on ").nth(1).unwrap().split(',').next().unwrap().to_owned();
+    let asking = Databuild::asking(url);
+    let mut command = databuild.command(&["run", "--quiet", "--id", "live", "--", "cat"]);
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let job = Running::new(child);
+    let mut follower = asking.start(&["logs", "-f", "live"]);
+    let mut rounds = 0;
+    let mut round = || {
+        rounds += 1;
+        writeln!(input, "line {rounds}").unwrap();
+        assert_eq!(follower.line(), format!("line {rounds}"), "{what}");
+        let id = format!("job-{rounds}");
+        databuild.run(&["run", "--quiet", "--id", &id, "--", "echo", &id]).code(0);
+        // It is known at once, and read, whatever becomes of the index.
+        let read = asking.run(&["logs", "-f", &id]).code(0);
+        assert_eq!(read.text(), format!("{id}\n"), "{what}");
+        thread::sleep(Duration::from_millis(20));
+    };
+    until(
+        || {
+            round();
+            service.stderr().contains("is opened again after an error of the disk")
+        },
+        || format!("{what}: it is not opened again: {}", service.stderr()),
+    );
+    assert!(service.stderr().contains("the index can't be written"), "{what}: {}", service.stderr());
+    round();
+    drop(input);
+    job.done().code(0);
+    follower.done().code(0);
+    for run in ["a", "new"] {
+        assert_eq!(asking.run(&["logs", run, "-n", "1"]).code(0).text(), format!("{LINES:079}\n"), "{what}");
+    }
+    let listed = asking.run(&["runs", "--limit", "1000", "-o", "json"]).code(0).text().lines().count();
+    assert_eq!(listed, 4 + rounds, "{what}");
+    service.signal(Signal::TERM);
+    service.done();
+    assert_eq!(quarantined(&folder), 0, "{what}: what is in the index is kept");
+    databuild.run(&["index", "check", "--deep"]).code(0);
+    let store = open(&folder);
+    assert_eq!(store.runs(&RunQuery::default()).unwrap().runs.len(), 4 + rounds, "{what}");
+    let followed = block_on(lines(&store, "live", 0, 1_000)).unwrap();
+    assert_eq!(followed, (1..=rounds).map(|n| format!("line {n}")).collect::<Vec<_>>(), "{what}");
+}
+
+/// redb refuses every write after one that the disk refused, until the file is opened again.
+#[test]
+fn a_service_opens_its_index_again_after_an_error_of_the_disk_and_loses_nothing() {
+    let failures = [
+        ("pwrite64", "EIO", "6"),
+        ("pwrite64", "ENOSPC", "9..11"),
+        ("fdatasync", "EIO", "4"),
+        ("fdatasync", "ENOSPC", "5"),
+    ];
+    thread::scope(|scope| {
+        for (call, error, when) in failures {
+            scope.spawn(move || serve_through(call, error, when));
+        }
+    });
+}
