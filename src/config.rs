@@ -193,7 +193,8 @@ impl Environment {
     }
 
     /// How a store treats the disk: `DATABUILD_LOG_MIN_FREE_MB`, how many MiB logs leave free (512; 0: no such
-    /// floor), `DATABUILD_LOG_DURABILITY`, what a power cut may take: `on-finish` (the default), `none`, or a number of
+    /// floor), `DATABUILD_LOG_MAX_RUN_SIZE_MB`, how many MB of 10⁶ bytes a run keeps at most, with fractions (0: any
+    /// number), `DATABUILD_LOG_DURABILITY`, what a power cut may take: `on-finish` (the default), `none`, or a number of
     /// seconds for [`Durability::Periodic`], and `DATABUILD_LOG_COMPRESS_AFTER_HOURS`, how long after its end a run is
     /// compressed: a number of hours, or `off` (the default).
     ///
@@ -207,6 +208,12 @@ impl Environment {
             let bytes = given.parse::<u64>().ok().and_then(|mib| mib.checked_mul(1024 * 1024));
             options.min_free_bytes = bytes
                 .ok_or_else(|| invalid(Origin::Variable(name), given, "expected a whole number of MiB"))?;
+        }
+        let name = "DATABUILD_LOG_MAX_RUN_SIZE_MB";
+        if let Some(given) = self.text(name)? {
+            let expected = "expected a number of MB such as 100 or 0.5, or 0 for no limit";
+            options.max_run_bytes =
+                bytes(given, 1e6).ok_or_else(|| invalid(Origin::Variable(name), given, expected))?;
         }
         let name = "DATABUILD_LOG_DURABILITY";
         options.durability = match self.text(name)? {
@@ -257,16 +264,9 @@ impl Environment {
         }
         let name = "DATABUILD_LOG_MAX_SIZE_GB";
         if let Some(given) = self.text(name)? {
-            let bytes = amount(given).map(|gb| gb * 1e9).filter(|&bytes| bytes < 1e19);
             let expected = "expected a number of GB such as 10 or 0.5, or 0 for no limit";
-            let bytes = bytes.ok_or_else(|| invalid(Origin::Variable(name), given, expected))?;
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "it was looked at just above"
-            )]
-            let whole = bytes as u64;
-            policy.max_bytes = Some(whole).filter(|&bytes| bytes > 0);
+            let bytes = bytes(given, 1e9).ok_or_else(|| invalid(Origin::Variable(name), given, expected))?;
+            policy.max_bytes = Some(bytes).filter(|&bytes| bytes > 0);
         }
         let name = "DATABUILD_LOG_KEEP_LAST";
         if let Some(given) = self.text(name)? {
@@ -332,6 +332,18 @@ fn amount(text: &str) -> Option<f64> {
     let is_one =
         text.bytes().any(|b| b.is_ascii_digit()) && text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
     text.parse().ok().filter(|_| is_one)
+}
+
+/// An amount of this unit in bytes.
+fn bytes(text: &str, unit: f64) -> Option<u64> {
+    let bytes = amount(text).map(|amount| amount * unit).filter(|&bytes| bytes < 1e19)?;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "it was looked at just above"
+    )]
+    let whole = bytes as u64;
+    Some(whole)
 }
 
 fn invalid(origin: Origin, given: &str, expected: &str) -> ConfigError {
@@ -432,6 +444,23 @@ mod tests {
         for bad in ["0", "-1", "0.5", "always"] {
             let error = options("", bad).unwrap_err().to_string();
             assert!(error.starts_with("DATABUILD_LOG_DURABILITY is"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_most_that_a_run_keeps_takes_fractions_and_nonsense_is_refused_by_name() {
+        let name = "DATABUILD_LOG_MAX_RUN_SIZE_MB";
+        let most = |given| environment([(name, given)]).store_options().map(|options| options.max_run_bytes);
+        let good = [("", 0), ("0", 0), ("100", 100_000_000), ("0.5", 500_000), (".25", 250_000)];
+        for (given, bytes) in good {
+            assert_eq!(most(given).unwrap(), bytes, "{given:?}");
+        }
+        for bad in ["-1", "+1", "1e3", "10MB", "nan", "inf", ".", "1.2.3", "99999999999999999999"] {
+            let error = most(bad).unwrap_err().to_string();
+            assert!(
+                error.starts_with("DATABUILD_LOG_MAX_RUN_SIZE_MB is") && error.contains(" MB"),
+                "{error}"
+            );
         }
     }
 

@@ -24,8 +24,9 @@ const START: u8 = 1;
 const MARK: u8 = 2;
 const GAP: u8 = 3;
 const END: u8 = 4;
+const CUT: u8 = 5;
 const KIND: u8 = 0x0f;
-/// Set in the kind byte of a mark or gap of standard error.
+/// Set in the kind byte of a mark, gap or cut of standard error.
 const STDERR: u8 = 0x10;
 /// Set in the kind byte of a mark that ends within a line.
 const UNTERMINATED: u8 = 0x20;
@@ -52,6 +53,51 @@ pub(crate) enum What {
     Gap(GapReason),
 }
 
+/// A place in a log at which a line begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// Lines of the stream before it, those that could not be kept included.
+    pub(crate) lines: u64,
+    /// Bytes of the log before it.
+    pub(crate) offset: u64,
+}
+
+/// The part in the middle of a log that was given up because the run is larger than it may be. The log is as long as it
+/// was, and what stands in it from the beginning to the end of the cut means nothing any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cut {
+    pub(crate) stream: Stream,
+    pub(crate) begin: Place,
+    pub(crate) end: Place,
+}
+
+impl Cut {
+    /// Bytes of the log.
+    pub(crate) const fn bytes(&self) -> u64 {
+        self.end.offset - self.begin.offset
+    }
+
+    /// Lines of the stream, those of holes in it included.
+    pub(crate) const fn lines(&self) -> u64 {
+        self.end.lines - self.begin.lines
+    }
+
+    /// Whether what stands there is given up.
+    pub(crate) const fn covers(&self, offset: u64) -> bool {
+        self.begin.offset <= offset && offset < self.end.offset
+    }
+}
+
+/// A cut, and what it takes beyond the one before it in its stream, which it replaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CutFurther {
+    pub(crate) cut: Cut,
+    /// Lines of the log; those of holes are counted as lost already.
+    pub(crate) lines: u64,
+    /// Bytes of the log.
+    pub(crate) bytes: u64,
+}
+
 /// One entry of a journal.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Record {
@@ -59,6 +105,8 @@ pub(crate) enum Record {
     Start(Box<JobMetadata>),
     /// Output, or the loss of it.
     Arrival(Arrival),
+    /// Output that is given up after it was kept.
+    Cut(CutFurther),
     /// The run as it ended; always last.
     End(Box<JobMetadata>),
 }
@@ -73,6 +121,10 @@ impl Record {
                 arrival.encode(offset, out);
                 Ok(())
             }
+            Self::Cut(cut) => {
+                cut.encode(offset, out);
+                Ok(())
+            }
         }
     }
 
@@ -82,6 +134,7 @@ impl Record {
             START => Some(Self::Start(serde_json::from_slice(rest).ok()?)),
             END => Some(Self::End(serde_json::from_slice(rest).ok()?)),
             MARK | GAP => Arrival::decode(kind, rest).map(Self::Arrival),
+            CUT => CutFurther::decode(kind, rest).map(Self::Cut),
             _ => None,
         }
     }
@@ -93,16 +146,12 @@ impl Arrival {
 
     fn encode(&self, offset: u64, out: &mut Vec<u8>) {
         let mut body = ArrayWriter { bytes: [0; Self::MAX_BODY], length: 0 };
-        let stream = match self.stream {
-            Stream::Stdout => 0,
-            Stream::Stderr => STDERR,
-        };
         let (kind, last) = match self.what {
             What::Mark { unterminated: 0 } => (MARK, None),
             What::Mark { unterminated } => (MARK | UNTERMINATED, Some(unterminated)),
             What::Gap(reason) => (GAP, Some(reason_code(reason))),
         };
-        body.push(kind | stream);
+        body.push(kind | stream_flag(self.stream));
         for number in [self.after_micros, self.lines, self.bytes].into_iter().chain(last) {
             push_varint(&mut |byte| body.push(byte), number);
         }
@@ -117,9 +166,47 @@ impl Arrival {
             _ if kind & UNTERMINATED != 0 => What::Mark { unterminated: number()? },
             _ => What::Mark { unterminated: 0 },
         };
-        let stream = if kind & STDERR == 0 { Stream::Stdout } else { Stream::Stderr };
+        let stream = stream_of(kind);
         rest.is_empty().then_some(Self { after_micros, stream, lines, bytes, what })
     }
+}
+
+impl CutFurther {
+    /// The longest body: a kind and six numbers of ten bytes.
+    const MAX_BODY: usize = 61;
+
+    fn encode(&self, offset: u64, out: &mut Vec<u8>) {
+        let mut body = ArrayWriter { bytes: [0; Self::MAX_BODY], length: 0 };
+        let Cut { stream, begin, .. } = self.cut;
+        body.push(CUT | stream_flag(stream));
+        for number in [begin.lines, begin.offset, self.cut.lines(), self.cut.bytes(), self.lines, self.bytes]
+        {
+            push_varint(&mut |byte| body.push(byte), number);
+        }
+        frame(&body.bytes[..body.length], offset, out);
+    }
+
+    fn decode(kind: u8, mut rest: &[u8]) -> Option<Self> {
+        let mut number = || take_varint(&mut rest);
+        let begin = Place { lines: number()?, offset: number()? };
+        let end = Place {
+            lines: begin.lines.checked_add(number()?)?,
+            offset: begin.offset.checked_add(number()?)?,
+        };
+        let (lines, bytes) = (number()?, number()?);
+        rest.is_empty().then_some(Self { cut: Cut { stream: stream_of(kind), begin, end }, lines, bytes })
+    }
+}
+
+const fn stream_flag(stream: Stream) -> u8 {
+    match stream {
+        Stream::Stdout => 0,
+        Stream::Stderr => STDERR,
+    }
+}
+
+const fn stream_of(kind: u8) -> Stream {
+    if kind & STDERR == 0 { Stream::Stdout } else { Stream::Stderr }
 }
 
 struct ArrayWriter<const N: usize> {
@@ -343,6 +430,15 @@ impl JournalWriter {
         Ok(())
     }
 
+    /// Appends what is given up of a log, whole or not at all; tells where the record ends.
+    pub(crate) fn append_cut(&mut self, cut: &CutFurther) -> Result<u64, LogError> {
+        self.scratch.clear();
+        cut.encode(self.end, &mut self.scratch);
+        self.make_room(self.scratch.len() as u64)?;
+        self.write_scratch()?;
+        Ok(self.end)
+    }
+
     /// The length in bytes.
     pub(crate) const fn len(&self) -> u64 {
         self.end
@@ -425,6 +521,18 @@ mod tests {
         )
     }
 
+    fn cut() -> impl Strategy<Value = CutFurther> {
+        let half = u64::MAX / 2;
+        (any::<bool>(), [0..half, 0..half, 0..half, 0..half], any::<u64>(), any::<u64>()).prop_map(
+            |(stderr, [line, offset, more_lines, more_bytes], lines, bytes)| {
+                let stream = if stderr { Stream::Stderr } else { Stream::Stdout };
+                let begin = Place { lines: line, offset };
+                let end = Place { lines: line + more_lines, offset: offset + more_bytes };
+                CutFurther { cut: Cut { stream, begin, end }, lines, bytes }
+            },
+        )
+    }
+
     fn encoded(record: &Record, offset: u64) -> Vec<u8> {
         let mut bytes = Vec::new();
         record.encode(offset, &mut bytes).unwrap();
@@ -453,6 +561,19 @@ mod tests {
         }
 
         #[test]
+        fn cuts_survive_their_bytes_and_no_flipped_bit_does(cut in cut(), offset in 1..u64::MAX, bit in 0usize..800) {
+            let mut bytes = encoded(&Record::Cut(cut), offset);
+            let Parsed::Record(record, length) = parse(&bytes, offset) else { panic!("not parsed") };
+            prop_assert_eq!((record, length), (Record::Cut(cut), bytes.len()));
+            for length in 0..bytes.len() {
+                prop_assert!(matches!(parse(&bytes[..length], offset), Parsed::Incomplete));
+            }
+            let bit = bit % (bytes.len() * 8);
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            prop_assert!(!matches!(parse(&bytes, offset), Parsed::Record(..)));
+        }
+
+        #[test]
         fn no_bytes_panic_the_parser(bytes: Vec<u8>, offset: u64) {
             parse(&bytes, offset);
         }
@@ -476,6 +597,19 @@ mod tests {
     }
 
     const GOLDEN_CHECKSUM: u32 = 0x0a17_ba5f;
+
+    /// As above: these bytes never change.
+    #[test]
+    fn golden_bytes_of_a_cut() {
+        let begin = Place { lines: 5, offset: 300 };
+        let cut = Cut { stream: Stream::Stderr, begin, end: Place { lines: 25, offset: 1300 } };
+        let bytes = encoded(&Record::Cut(CutFurther { cut, lines: 9, bytes: 500 }), 8);
+        let body = [0x15, 5, 0xac, 0x02, 20, 0xe8, 0x07, 9, 0xf4, 0x03];
+        assert_eq!((bytes[0], &bytes[5..]), (10, &body[..]));
+        assert_eq!(bytes[1..5], GOLDEN_CHECKSUM_OF_CUT.to_le_bytes());
+    }
+
+    const GOLDEN_CHECKSUM_OF_CUT: u32 = 0x6a1b_37ee;
 
     #[test]
     fn a_journal_is_read_back_as_it_was_written() {

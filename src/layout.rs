@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -354,7 +355,7 @@ impl RunFolder {
     /// [`LogError::Io`] if there is no such room now.
     pub(crate) fn reserve_metadata(&self, bytes: u64) -> Result<(), LogError> {
         let path = self.new_metadata();
-        let reserve = || allocate(&File::create(&path)?, bytes);
+        let reserve = || allocate(&File::create(&path)?, 0..bytes);
         reserve().map(drop).map_err(LogError::io("making room for", &path))
     }
 
@@ -588,15 +589,32 @@ impl From<StatVfs> for Disk {
     }
 }
 
-/// Asks for blocks of the disk for a file up to `end`, without changing its length. What is written there later finds
+/// Asks for blocks of the disk for a part of a file, also of one behind its end, without changing its length. What is written there later finds
 /// room on a disk that is full by then. Gives false on a file system that can't do that.
 ///
 /// # Errors
 ///
 /// What the system says; [`io::ErrorKind::StorageFull`] above all.
-pub(crate) fn allocate(file: &File, end: u64) -> io::Result<bool> {
+pub(crate) fn allocate(file: &File, part: Range<u64>) -> io::Result<bool> {
+    change_blocks(file, FallocateFlags::KEEP_SIZE, part)
+}
+
+/// Gives the blocks of a part of a file back to the disk; it reads as zeros then. The file stays as long as it is. Gives
+/// false on a file system that can't do that.
+///
+/// # Errors
+///
+/// What the system says.
+pub(crate) fn punch_hole(file: &File, part: Range<u64>) -> io::Result<bool> {
+    change_blocks(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, part)
+}
+
+fn change_blocks(file: &File, flags: FallocateFlags, part: Range<u64>) -> io::Result<bool> {
+    if part.is_empty() {
+        return Ok(true);
+    }
     loop {
-        match fallocate(file, FallocateFlags::KEEP_SIZE, 0, end) {
+        match fallocate(file, flags, part.start, part.end - part.start) {
             Ok(()) => return Ok(true),
             Err(Errno::INTR) => {}
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV) => return Ok(false),

@@ -42,10 +42,11 @@
 //! further. Whoever writes publishes there, whoever reads waits there, and neither knows the other. `writer` writes
 //! the runs of this process; `adopt` and `watch` see the runs of other processes, and `copied` tells whether somebody
 //! is just copying one; `shared` holds the runs in memory by id. `source` is a read of one run: `places` finds where
-//! it begins, `lines` cuts lines out of a log, `marks` says in which order they came. `commit` brings what waits to
-//! the index, and `list` lists. `evict` removes runs step by step, and `evictor` is the thread that sees when it is
-//! time; `compressor` is the thread that compresses runs some time after their end, and `compress` puts the files in
-//! their place. `handle` says who keeps a store open, and how its threads get at it.
+//! it begins, `lines` cuts lines out of a log, `marks` says in which order they came, and `cuts` what is given up of a
+//! run that is too large, which `writer/cap.rs` decides. `commit` brings what waits to the index, and `list` lists.
+//! `evict` removes runs step by step, and `evictor` is the thread that sees when it is time; `compressor` is the thread
+//! that compresses runs some time after their end, and `compress` puts the files in their place. `handle` says who
+//! keeps a store open, and how its threads get at it.
 //!
 //! `migrations-docs/` has every byte on disk. `tests/it/` is one test binary, a file a subject. `benches/`
 //! measures.

@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, IF_RANGE, RANGE};
 use reqwest::{RequestBuilder, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
 
@@ -401,10 +401,16 @@ impl Client {
         ClientError::Protocol { url: self.base_url().to_owned(), what: what.into() }
     }
 
-    /// A request for the bytes of a log from this one on.
-    fn raw_request(&self, url: &Url, from: u64) -> RequestBuilder {
-        let request = self.http.get(url.clone());
-        if from == 0 { request } else { request.header(RANGE, format!("bytes={from}-")) }
+    /// A request for the bytes of a log from this one on, if they are the ones that had this tag.
+    fn raw_request(&self, url: &Url, from: u64, tag: Option<&HeaderValue>) -> RequestBuilder {
+        let mut request = self.http.get(url.clone());
+        if from > 0 {
+            request = request.header(RANGE, format!("bytes={from}-"));
+            if let Some(tag) = tag {
+                request = request.header(IF_RANGE, tag);
+            }
+        }
+        request
     }
 }
 

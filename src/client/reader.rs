@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
-use reqwest::header::ACCEPT;
+use reqwest::header::{ACCEPT, ETAG, HeaderValue};
 use reqwest::{StatusCode, Url};
 
 use super::decode::{Decoded, Decoder};
@@ -206,6 +206,8 @@ pub(super) struct Raw {
     id: JobRunId,
     url: Url,
     resumable: bool,
+    /// Of the bytes, if they can't change any more.
+    tag: Option<HeaderValue>,
     body: BoxStream<'static, reqwest::Result<Bytes>>,
     given: u64,
     backoff: Backoff,
@@ -218,8 +220,8 @@ impl Raw {
         url: Url,
         resumable: bool,
     ) -> Result<Self, ClientError> {
-        let body = Self::body(&client, &id, &url, 0).await?;
-        Ok(Self { client, id, url, resumable, body, given: 0, backoff: Backoff::default() })
+        let (body, tag) = Self::body(&client, &id, &url, 0, None).await?;
+        Ok(Self { client, id, url, resumable, tag, body, given: 0, backoff: Backoff::default() })
     }
 
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
@@ -235,8 +237,8 @@ impl Raw {
             };
             while self.resumable && error.is_transient() && self.backoff.failures < TRIES {
                 self.backoff.wait().await;
-                match Self::body(&self.client, &self.id, &self.url, self.given).await {
-                    Ok(body) => {
+                match Self::body(&self.client, &self.id, &self.url, self.given, self.tag.as_ref()).await {
+                    Ok((body, _)) => {
                         self.body = body;
                         break;
                     }
@@ -254,13 +256,15 @@ impl Raw {
         id: &JobRunId,
         url: &Url,
         from: u64,
-    ) -> Result<BoxStream<'static, reqwest::Result<Bytes>>, ClientError> {
-        let response = client.send(client.raw_request(url, from), Some(id)).await?;
+        tag: Option<&HeaderValue>,
+    ) -> Result<(BoxStream<'static, reqwest::Result<Bytes>>, Option<HeaderValue>), ClientError> {
+        let response = client.send(client.raw_request(url, from, tag), Some(id)).await?;
         if from > 0 && response.status() != StatusCode::PARTIAL_CONTENT {
             return Err(client.protocol("it does not give a part of a log"));
         }
         client.expect_type(&response, "text/plain")?;
-        Ok(response.bytes_stream().boxed())
+        let tag = response.headers().get(ETAG).cloned();
+        Ok((response.bytes_stream().boxed(), tag))
     }
 }
 

@@ -1,7 +1,7 @@
 //! `GET /api/job_runs/{id}/logs/{stdout,stderr}/raw`: a log as it is, byte for byte.
 //!
 //! Of a run that goes on, what is there when it is asked for. Once the run is over the bytes cannot change, so they
-//! have a strong `ETag`.
+//! have a strong `ETag`. What is given up in the middle of a log is left out.
 
 use std::ops::Range;
 
@@ -43,7 +43,7 @@ pub(super) async fn bytes(
     let asked = id.clone();
     let window = app.blocking(move |store| window(store, &asked, log, since, lines)).await?;
 
-    let length = window.bytes.end - window.bytes.start;
+    let length = window.length();
     let mut answer = HeaderMap::new();
     let mut put = |name: HeaderName, value: String| {
         if let Ok(value) = value.try_into() {
@@ -62,7 +62,9 @@ pub(super) async fn bytes(
     put(CONTENT_DISPOSITION, format!("attachment; filename=\"{id}.{log}.log\""));
 
     // A part is of use only beside the other parts of the same bytes.
-    let same_bytes = text_of(&headers, &IF_RANGE).is_none_or(|tag| window.tag.as_deref() == Some(tag));
+    // More may have been left out since the first of them was given; who can't say which it was gets all.
+    let same_bytes = text_of(&headers, &IF_RANGE)
+        .map_or(window.given_up.is_none(), |tag| window.tag.as_deref() == Some(tag));
     let wanted = text_of(&headers, &RANGE).filter(|_| same_bytes);
     let (status, part) = match wanted.map_or(Asked::Whole, |range| asked_range(range, length)) {
         Asked::Whole => (StatusCode::OK, 0..length),
@@ -73,15 +75,38 @@ pub(super) async fn bytes(
         Asked::Nothing => return Err(Refusal::range(length)),
     };
     put(CONTENT_LENGTH, (part.end - part.start).to_string());
-    let range = window.bytes.start + part.start..window.bytes.start + part.end;
-    Ok((status, answer, Body::from_stream(pieces(app, id, log, range))).into_response())
+    Ok((status, answer, Body::from_stream(pieces(app, id, log, window.part(part)))).into_response())
 }
 
 /// Which bytes of the file a request is about.
 struct Window {
     bytes: Range<u64>,
+    /// The part of them that is given up.
+    given_up: Option<Range<u64>>,
     /// Set when the bytes can't change any more.
     tag: Option<String>,
+}
+
+impl Window {
+    /// The bytes before what is given up, and those behind it.
+    fn both(&self) -> [Range<u64>; 2] {
+        let Range { start, end } = self.bytes;
+        let out = self.given_up.clone().unwrap_or(end..end);
+        [start..out.start.clamp(start, end), out.end.clamp(start, end)..end]
+    }
+
+    fn length(&self) -> u64 {
+        self.both().iter().map(|part| part.end - part.start).sum()
+    }
+
+    /// Where a part of what there is lies in the file.
+    fn part(&self, part: Range<u64>) -> [Range<u64>; 2] {
+        let [before, behind] = self.both();
+        let first = before.end - before.start;
+        let place = |at: u64| before.start + at.min(first);
+        let place_behind = |at: u64| behind.start + at.saturating_sub(first);
+        [place(part.start)..place(part.end), place_behind(part.start)..place_behind(part.end)]
+    }
 }
 
 fn window(
@@ -105,7 +130,9 @@ fn window(
         }
     };
     let tag = run.state.ended().map(|ended| format!("\"{:x}-{start:x}-{end:x}\"", ended.0));
-    Ok(Window { bytes: start..end, tag })
+    let given_up = store.given_up(id, log)?.map(|part| part.start.0..part.end.0);
+    let given_up = given_up.filter(|part| part.start < end && start < part.end);
+    Ok(Window { bytes: start..end.max(start), given_up, tag })
 }
 
 fn text_of<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
@@ -149,9 +176,10 @@ fn pieces(
     app: App,
     id: JobRunId,
     log: LogStream,
-    range: Range<u64>,
+    parts: [Range<u64>; 2],
 ) -> impl Stream<Item = Result<Bytes, std::io::Error>> {
-    stream::try_unfold((app, id, range), move |(app, id, range)| async move {
+    stream::try_unfold((app, id, parts), move |(app, id, [first, second])| async move {
+        let (range, then) = if first.is_empty() { (second, 0..0) } else { (first, second) };
         if range.is_empty() {
             return Ok(None);
         }
@@ -165,7 +193,7 @@ fn pieces(
             return Err(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the log became shorter"));
         }
         let rest = range.start + piece.len() as u64..range.end;
-        Ok(Some((piece, (app, id, rest))))
+        Ok(Some((piece, (app, id, [rest, then]))))
     })
 }
 
@@ -193,6 +221,22 @@ mod tests {
         ] {
             assert_eq!(asked_range(header, length), expected, "{header} of {length}");
         }
+    }
+
+    #[test]
+    fn what_is_given_up_is_no_part_of_the_bytes() {
+        let window = |bytes, given_up| Window { bytes, given_up, tag: None };
+        let holey = window(10..100, Some(30..70));
+        assert_eq!(holey.length(), 50);
+        assert_eq!(holey.part(0..50), [10..30, 70..100]);
+        assert_eq!(holey.part(5..15), [15..25, 70..70]);
+        assert_eq!(holey.part(15..25), [25..30, 70..75]);
+        assert_eq!(holey.part(20..50), [30..30, 70..100]);
+        assert_eq!(window(10..100, None).part(1..4), [11..14, 100..100]);
+        let [begins_within, ends_within] = [window(40..100, Some(30..70)), window(10..50, Some(30..70))];
+        assert_eq!((begins_within.length(), begins_within.part(0..30)), (30, [40..40, 70..100]));
+        assert_eq!((ends_within.length(), ends_within.part(0..20)), (20, [10..30, 50..50]));
+        assert_eq!(window(40..50, Some(30..70)).length(), 0);
     }
 
     #[test]

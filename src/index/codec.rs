@@ -3,7 +3,8 @@
 use bincode::{Decode, Encode};
 
 use crate::index::RunNumber;
-use crate::index::progress::{GapAt, LineCheckpoint, Progress, StreamProgress};
+use crate::index::progress::{Cuts, GapAt, LineCheckpoint, Progress, StreamProgress};
+use crate::journal::{Cut, Place};
 use crate::line::{LineNumber, Stream, UnixMicros};
 use crate::run::{Exit, Gap, GapReason, JobMetadata, RunSpec, RunState, StreamTotals, Tombstone};
 
@@ -17,6 +18,7 @@ const LIMIT: usize = 16 * 1024 * 1024;
 pub(crate) struct RunRecord {
     pub(crate) run: JobMetadata,
     pub(crate) gaps: Vec<GapAt>,
+    pub(crate) cuts: Cuts,
     /// Whether the run has a journal; a folder by another tool has none.
     pub(crate) has_journal: bool,
     /// Bytes that the run's folder takes up on disk.
@@ -225,6 +227,8 @@ enum StoredReason {
     DiskFull,
     RunSizeCap,
     Corrupt,
+    /// Not a hole but a cut: the bytes are those of the log that it covers.
+    Cut,
 }
 
 /// What a place adds to the one before it; the first of a row adds its lines to the row's key, and the rest to 0.
@@ -287,7 +291,12 @@ impl From<&RunRecord> for StoredRun {
             totals: [run.stdout.into(), run.stderr.into()],
             note: run.note.clone(),
             documents,
-            gaps: record.gaps.iter().map(StoredGap::from).collect(),
+            gaps: record
+                .gaps
+                .iter()
+                .map(StoredGap::from)
+                .chain(record.cuts.iter().map(StoredGap::from))
+                .collect(),
             flags: HAS_JOURNAL * u8::from(record.has_journal) + COMPRESSED * u8::from(record.compressed),
             disk_bytes: record.disk_bytes,
         }
@@ -321,13 +330,19 @@ impl TryFrom<StoredRun> for RunRecord {
             note: stored.note,
             other: documents.other,
         };
-        let gaps = stored.gaps.into_iter().map(GapAt::from).collect();
+        let (mut gaps, mut cuts) = (Vec::new(), Cuts::default());
+        for stored in stored.gaps {
+            match GapOrCut::try_from(stored)? {
+                GapOrCut::Gap(gap) => gaps.push(gap),
+                GapOrCut::Cut(cut) => cuts.take(cut),
+            }
+        }
         if stored.flags > HAS_JOURNAL + COMPRESSED {
             return Err(Damaged);
         }
         let has = |flag| stored.flags & flag != 0;
         let (has_journal, compressed) = (has(HAS_JOURNAL), has(COMPRESSED));
-        Ok(Self { run, gaps, has_journal, disk_bytes: stored.disk_bytes, compressed })
+        Ok(Self { run, gaps, cuts, has_journal, disk_bytes: stored.disk_bytes, compressed })
     }
 }
 
@@ -408,20 +423,45 @@ impl From<&GapAt> for StoredGap {
     }
 }
 
-impl From<StoredGap> for GapAt {
-    fn from(stored: StoredGap) -> Self {
-        let gap = Gap {
-            stream: if stored.stderr { Stream::Stderr } else { Stream::Stdout },
-            after: LineNumber(stored.after),
-            lines: stored.lines,
-            bytes: stored.bytes,
-            reason: match stored.reason {
-                StoredReason::DiskFull => GapReason::DiskFull,
-                StoredReason::RunSizeCap => GapReason::RunSizeCap,
-                StoredReason::Corrupt => GapReason::Corrupt,
-            },
+impl From<Cut> for StoredGap {
+    fn from(cut: Cut) -> Self {
+        Self {
+            stderr: cut.stream == Stream::Stderr,
+            after: cut.begin.lines,
+            lines: cut.lines(),
+            bytes: cut.bytes(),
+            reason: StoredReason::Cut,
+            offset: cut.begin.offset,
+        }
+    }
+}
+
+enum GapOrCut {
+    Gap(GapAt),
+    Cut(Cut),
+}
+
+impl TryFrom<StoredGap> for GapOrCut {
+    type Error = Damaged;
+
+    fn try_from(stored: StoredGap) -> Result<Self, Damaged> {
+        let StoredGap { stderr, after, lines, bytes, reason, offset } = stored;
+        let stream = if stderr { Stream::Stderr } else { Stream::Stdout };
+        let reason = match reason {
+            StoredReason::DiskFull => GapReason::DiskFull,
+            StoredReason::RunSizeCap => GapReason::RunSizeCap,
+            StoredReason::Corrupt => GapReason::Corrupt,
+            StoredReason::Cut => {
+                let begin = Place { lines: after, offset };
+                let end = Place {
+                    lines: after.checked_add(lines).ok_or(Damaged)?,
+                    offset: offset.checked_add(bytes).ok_or(Damaged)?,
+                };
+                return Ok(Self::Cut(Cut { stream, begin, end }));
+            }
         };
-        Self { gap, offset: stored.offset }
+        let gap = Gap { stream, after: LineNumber(after), lines, bytes, reason };
+        Ok(Self::Gap(GapAt { gap, offset }))
     }
 }
 
@@ -453,12 +493,22 @@ mod tests {
             reason: GapReason::DiskFull,
         };
         let gaps = vec![GapAt { gap, offset: 4 }];
-        RunRecord { run, gaps, has_journal: true, disk_bytes: 8192, compressed: false }
+        RunRecord { run, gaps, cuts: Cuts::default(), has_journal: true, disk_bytes: 8192, compressed: false }
+    }
+
+    fn cut_record() -> RunRecord {
+        let mut record = record();
+        for stream in Stream::BOTH {
+            let begin = Place { lines: 3, offset: 90 };
+            record.cuts.take(Cut { stream, begin, end: Place { lines: 7, offset: 500 } });
+        }
+        record
     }
 
     #[test]
     fn a_record_survives_its_bytes() {
         assert_eq!(decode_run(1, &encode_run(1, &record())), Ok(record()));
+        assert_eq!(decode_run(1, &encode_run(1, &cut_record())), Ok(cut_record()));
         for (has_journal, compressed) in [(false, false), (false, true), (true, true)] {
             let record = RunRecord { has_journal, compressed, ..record() };
             assert_eq!(decode_run(1, &encode_run(1, &record)), Ok(record));
@@ -472,7 +522,15 @@ mod tests {
         record.run.other.clear();
         let hex: String = encode_run(1, &record).iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, GOLDEN_RUN);
+        record.cuts = cut_record().cuts;
+        let hex: String = encode_run(1, &record).iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, GOLDEN_RUN_WITH_CUTS);
     }
+
+    /// As above: these bytes never change.
+    const GOLDEN_RUN_WITH_CUTS: &str = "010572756e2d3102046d616b65032d6a32010a646174612f616c7068610106\
+        6272616e6368046d61696e076275696c64657207fbe80302fb282301120a02050100000000000003010101050004000304fb9a01\
+        035a010304fb9a01035a01fb00202115fa41";
 
     /// The format is what is on disks already: these bytes never change.
     const GOLDEN_RUN: &str = "010572756e2d3102046d616b65032d6a32010a646174612f616c7068610106\

@@ -170,7 +170,8 @@ impl Index {
             };
             let gaps = record.gaps.into_iter().filter(is_before).collect();
             let checkpointer = Checkpointer::behind_a_place(next_offset);
-            Ok(Some(Resume { started_at: record.run.started_at, progress, checkpointer, gaps }))
+            let (started_at, cuts) = (record.run.started_at, record.cuts);
+            Ok(Some(Resume { started_at, progress, checkpointer, gaps, cuts }))
         })
     }
 

@@ -27,7 +27,7 @@ mod tests {
     use std::fs;
 
     use super::codec::RunRecord;
-    use super::progress::{LineCheckpoint, Progress};
+    use super::progress::{Cuts, LineCheckpoint, Progress};
     use super::*;
     use crate::error::LogError;
     use crate::line::{Stream, UnixMicros};
@@ -40,7 +40,14 @@ mod tests {
         if let Some(ended) = ended {
             run.state = RunState::Succeeded { ended: UnixMicros(ended) };
         }
-        RunRecord { run, gaps: Vec::new(), has_journal: true, disk_bytes: 10, compressed: false }
+        RunRecord {
+            run,
+            gaps: Vec::new(),
+            cuts: Cuts::default(),
+            has_journal: true,
+            disk_bytes: 10,
+            compressed: false,
+        }
     }
 
     fn ids(found: &[(RunNumber, RunRecord)]) -> Vec<&str> {

@@ -5,10 +5,10 @@
 
 use memchr::memchr;
 
-use crate::journal::{Arrival, What};
-use crate::line::{Stream, UnixMicros};
+use crate::journal::{Arrival, Cut, CutFurther, Place, What};
+use crate::line::{LineNumber, Stream, UnixMicros};
 use crate::meter::Appends;
-use crate::run::{Gap, StreamTotals};
+use crate::run::{Gap, GapReason, StreamTotals};
 
 /// How far one stream has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -113,11 +113,68 @@ impl Progress {
 /// days leaves more of them; who reads such a run goes by its journal, which has them all.
 pub(crate) const MAX_GAPS: usize = 1024;
 
+impl Progress {
+    /// Takes in what is given up of a log. A cut that contradicts what came before (it takes what is not there) changes
+    /// nothing and gives `false`.
+    pub(crate) const fn give_up(&mut self, further: &CutFurther) -> bool {
+        let CutFurther { cut, lines, bytes } = further;
+        let stream = &mut self.streams[cut.stream.index()];
+        if cut.end.offset > stream.line_start || cut.end.lines > stream.lines {
+            return false;
+        }
+        stream.dropped_bytes = stream.dropped_bytes.saturating_add(*bytes);
+        stream.dropped_lines = stream.dropped_lines.saturating_add(*lines);
+        true
+    }
+}
+
+/// What is given up of the logs of a run: of each stream one part at most, whose end only ever moves on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Cuts([Option<Cut>; 2]);
+
+impl Cuts {
+    pub(crate) const fn of(&self, stream: Stream) -> Option<Cut> {
+        self.0[stream.index()]
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Cut> {
+        self.0.into_iter().flatten()
+    }
+
+    /// Takes in a cut; one that is known to reach farther stays.
+    pub(crate) fn take(&mut self, cut: Cut) {
+        let known = &mut self.0[cut.stream.index()];
+        if known.is_none_or(|known| known.end.offset < cut.end.offset) {
+            *known = Some(cut);
+        }
+    }
+
+    /// Takes in all that another knows.
+    pub(crate) fn take_all(&mut self, others: &Self) {
+        others.iter().for_each(|cut| self.take(cut));
+    }
+}
+
 /// A hole, and where in the log file it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct GapAt {
     pub(crate) gap: Gap,
     pub(crate) offset: u64,
+}
+
+/// What a reader that has come to `from` is told of a cut which covers that place, given all holes of its stream: those
+/// that are left of the cut are part of it.
+pub(crate) fn gap_of_cut(cut: &Cut, from: Place, gaps: &[GapAt]) -> Gap {
+    let (after, end) = (LineNumber(from.lines), cut.end.lines);
+    let within = |at: &&GapAt| after <= at.gap.after && at.gap.after.0 + at.gap.lines <= end;
+    let lost_before: u64 = gaps.iter().filter(within).map(|at| at.gap.bytes).sum();
+    Gap {
+        stream: cut.stream,
+        after,
+        lines: end - from.lines,
+        bytes: cut.end.offset - from.offset + lost_before,
+        reason: GapReason::RunSizeCap,
+    }
 }
 
 /// A line whose place in its log file is kept.
@@ -217,4 +274,6 @@ pub(crate) struct Resume {
     pub(crate) checkpointer: Checkpointer,
     /// The holes before it.
     pub(crate) gaps: Vec<GapAt>,
+    /// What is given up, by now or later.
+    pub(crate) cuts: Cuts,
 }

@@ -17,6 +17,11 @@ fn journals() -> Vec<Vec<u8>> {
         let arrival = Arrival { after_micros, stream, lines: 300, bytes, what };
         arrival.encode(with_gaps.len() as u64, &mut with_gaps);
     }
+    for (stream, lines) in [(Stream::Stdout, 3), (Stream::Stderr, 1 << 40)] {
+        let (begin, end) = (Place { lines: 1, offset: 7 }, Place { lines: 1 + lines, offset: 70_000 });
+        let further = CutFurther { cut: Cut { stream, begin, end }, lines, bytes: 69_993 };
+        further.encode(with_gaps.len() as u64, &mut with_gaps);
+    }
     let fixtures = ["ok", "failed", "lost"].map(|run| fixture(&format!("v1/job_runs/{run}/journal")));
     [with_gaps].into_iter().chain(fixtures).collect()
 }
@@ -64,6 +69,7 @@ fn check_journal(bytes: &[u8]) {
         let kind = match &record {
             Record::Start(_) => START,
             Record::End(_) => END,
+            Record::Cut(_) => CUT,
             Record::Arrival(Arrival { what: What::Mark { .. }, .. }) => MARK,
             Record::Arrival(Arrival { what: What::Gap(_), .. }) => GAP,
         };
@@ -73,8 +79,10 @@ fn check_journal(bytes: &[u8]) {
             assert!(matches!(torn, Parsed::Incomplete), "{torn:?} of {cut} of {length} bytes");
         }
         survives_its_bytes(&record);
-        if let Record::Arrival(arrival) = record {
-            follows(&mut progress, &mut checkpointer, &arrival);
+        match record {
+            Record::Arrival(arrival) => follows(&mut progress, &mut checkpointer, &arrival),
+            Record::Cut(further) => gives_up(&mut progress, &further),
+            Record::Start(_) | Record::End(_) => {}
         }
         at += length;
     }
@@ -92,6 +100,15 @@ fn follows(progress: &mut Progress, checkpointer: &mut Checkpointer, arrival: &A
     assert!(at.line_start <= at.bytes && at.totals().lines >= at.lines && progress.lines() >= at.lines);
     let found = checkpointer.after(arrival.stream, progress);
     assert!(found.line.is_none_or(|place| (place.line, place.offset) == (at.lines, at.line_start)));
+}
+
+/// Nothing is given up that was not there.
+fn gives_up(progress: &mut Progress, further: &CutFurther) {
+    let before = *progress;
+    let at = before.of(further.cut.stream);
+    let is_there = further.cut.end.offset <= at.line_start && further.cut.end.lines <= at.lines;
+    assert_eq!(progress.give_up(further), is_there);
+    assert!(is_there || *progress == before, "what contradicts itself changes nothing");
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod seekable;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSliceMut, Write};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,7 +27,7 @@ use rustix::fs::{FlockOperation, OFlags, flock, fstatvfs};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::error::LogError;
-use crate::layout::{Disk, allocate, compressed, open_regular};
+use crate::layout::{Disk, allocate, compressed, open_regular, punch_hole};
 use seekable::Seekable;
 
 #[cfg(feature = "compression")]
@@ -127,9 +128,14 @@ impl AppendFile {
         Ok(())
     }
 
-    /// Asks for blocks of the disk up to `end`; see [`allocate`].
+    /// Asks for blocks of the disk from the end of the file up to `end`; see [`allocate`].
     pub(crate) fn allocate(&self, end: u64) -> Result<bool, LogError> {
-        allocate(&self.file, end).map_err(LogError::io("making room in", &self.path))
+        allocate(&self.file, self.length..end).map_err(LogError::io("making room in", &self.path))
+    }
+
+    /// Gives back the blocks of a part of the file; see [`punch_hole`].
+    pub(crate) fn punch(&self, part: Range<u64>) -> Result<bool, LogError> {
+        punch_hole(&self.file, part).map_err(LogError::io("freeing a part of", &self.path))
     }
 
     /// The file system that the file is in.

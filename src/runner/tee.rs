@@ -30,7 +30,7 @@ const LOOK: Duration = Duration::from_millis(20);
 ///
 /// The copy is best effort, and neither the job nor its record ever waits for it. A destination that is gone
 /// (`… | head`) is given up. One that is slow gets the rest of the output from the log; the order between the two
-/// streams is then not kept, and what the log could not keep is missing.
+/// streams is then not kept, and what the log could not keep or gave up is missing.
 #[derive(Debug)]
 pub struct Tee {
     outputs: [OwnedFd; 2],
@@ -57,7 +57,8 @@ impl Tee {
     pub(super) fn start(self, store: Arc<dyn LogStore>, run: JobRunId) -> io::Result<Copying> {
         let copy = Arc::new(Copy { state: Mutex::default(), changed: Condvar::new() });
         let (done, is_done) = watch::channel(false);
-        let copier = Copier { copy: Arc::clone(&copy), outputs: self.outputs.map(Some), store, run };
+        let outputs = self.outputs.map(Some);
+        let copier = Copier { copy: Arc::clone(&copy), outputs, store, run, within_line: [false; 2] };
         thread::Builder::new().name("log-tee".to_owned()).spawn(move || {
             copier.run();
             done.send_replace(true);
@@ -148,6 +149,8 @@ struct Copier {
     outputs: [Option<OwnedFd>; 2],
     store: Arc<dyn LogStore>,
     run: JobRunId,
+    /// Whether the last byte copied was within a line.
+    within_line: [bool; 2],
 }
 
 impl Copier {
@@ -183,11 +186,15 @@ impl Copier {
 
     fn copy_log(&mut self, stream: Stream, from: u64, length: u64) {
         let length = usize::try_from(length).unwrap_or(usize::MAX).min(LOG_BYTES);
-        let found = self.store.read_bytes(&self.run, stream, ByteOffset(from), length);
+        let found = self.store.read_kept_bytes(&self.run, stream, ByteOffset(from), length);
         let copied = match found {
-            Ok(bytes) => {
+            Ok((at, bytes)) => {
+                if at.0 > from && self.within_line[stream.index()] {
+                    // The rest of that line was given up.
+                    self.put(stream, b"\n");
+                }
                 self.put(stream, &bytes);
-                bytes.len() as u64
+                at.0 - from + bytes.len() as u64
             }
             Err(error) => {
                 tracing::warn!(run = %self.run, %stream, %error, "output can't be copied any more");
@@ -197,7 +204,7 @@ impl Copier {
         };
         let mut state = self.copy.lock();
         let at = stream.index();
-        let caught_up = from + copied == state.logged[at];
+        let caught_up = from + copied >= state.logged[at];
         // What is not there when everything is written was not kept.
         if caught_up || state.gone[at] || (copied == 0 && state.ended) {
             state.behind[at] = None;
@@ -211,6 +218,9 @@ impl Copier {
 
     /// Writes all of these bytes, or gives the destination up.
     fn put(&mut self, stream: Stream, bytes: &[u8]) {
+        if let Some(&last) = bytes.last() {
+            self.within_line[stream.index()] = last != b'\n';
+        }
         if let Some(fd) = &self.outputs[stream.index()]
             && let Err(error) = write_all(fd, bytes)
         {

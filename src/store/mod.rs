@@ -11,6 +11,8 @@ mod follow;
 mod memory;
 mod read;
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
@@ -92,7 +94,8 @@ pub trait LogStore: Send + Sync {
     ///
     /// # Errors
     ///
-    /// As [`byte_offset`](Self::byte_offset).
+    /// As [`byte_offset`](Self::byte_offset); [`LogError::Gap`] where [`given_up`](Self::given_up) says that there is
+    /// nothing any more: the log goes on behind it.
     fn read_bytes(
         &self,
         id: &JobRunId,
@@ -100,6 +103,41 @@ pub trait LogStore: Send + Sync {
         offset: ByteOffset,
         length: usize,
     ) -> Result<Bytes, LogError>;
+
+    /// Which bytes of a log are given up, because the run is larger than it may be. While the run goes on, the end of
+    /// that part moves on. `None` if all are there.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::NotFound`] or [`LogError::Evicted`].
+    fn given_up(&self, _id: &JobRunId, _stream: Stream) -> Result<Option<Range<ByteOffset>>, LogError> {
+        Ok(None)
+    }
+
+    /// The same as [`read_bytes`](Self::read_bytes), but passes over what is given up; tells where the bytes are too.
+    ///
+    /// # Errors
+    ///
+    /// As [`byte_offset`](Self::byte_offset).
+    fn read_kept_bytes(
+        &self,
+        id: &JobRunId,
+        stream: Stream,
+        offset: ByteOffset,
+        length: usize,
+    ) -> Result<(ByteOffset, Bytes), LogError> {
+        let mut at = offset;
+        loop {
+            match self.read_bytes(id, stream, at, length) {
+                Err(LogError::Gap(gap)) => match self.given_up(id, stream)?.filter(|part| part.contains(&at))
+                {
+                    Some(part) => at = part.end,
+                    None => return Err(LogError::Gap(gap)),
+                },
+                read => return read.map(|bytes| (at, bytes)),
+            }
+        }
+    }
 
     /// What is known of a run at this moment.
     ///

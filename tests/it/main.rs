@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that unwraps an error has failed")]
 
 mod buffered;
+mod cap;
 mod cli;
 mod clock;
 mod composite;

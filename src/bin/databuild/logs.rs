@@ -11,7 +11,7 @@ use futures_util::{FutureExt, StreamExt};
 use crate::args::{LogFormat, LogsArgs, Tail};
 use crate::failure::{Code, Failure};
 use crate::locate::{RunName, locate};
-use crate::printing::{Format, Printer, Style, Terminal, gap, note, outcome, printable, status};
+use crate::printing::{Format, Printer, Style, Terminal, byte_count, gap, note, outcome, printable, status};
 use crate::settings::{Settings, runtime};
 use crate::source::Source;
 use crate::stop;
@@ -132,8 +132,12 @@ impl Viewer {
     async fn copy(mut self, stream: Stream, query: &LogQuery) -> Result<End, Failure> {
         self.copy_window(stream, query.since, query.lines).await?;
         self.printer.flush()?;
-        let completion = self.source.run(&self.id).await?.completion();
-        Ok(End { id: self.id, completion })
+        let run = self.source.run(&self.id).await?;
+        let lost = run.totals(stream).dropped_bytes;
+        if lost > 0 {
+            note(format_args!("-- {} of {stream} could not be kept --", byte_count(lost)));
+        }
+        Ok(End { id: self.id, completion: run.completion() })
     }
 
     /// Prints lines, and flushes them whenever there is none more to be had at once.

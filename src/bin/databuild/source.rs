@@ -178,16 +178,31 @@ async fn folder_bytes(
     .await?;
     let chunks = stream::try_unfold(from, move |offset: ByteOffset| {
         let (store, id) = (Arc::clone(&store), id.clone());
-        let left = to.map_or(u64::MAX, |to| to.0.saturating_sub(offset.0));
-        let length = usize::try_from(left).unwrap_or(usize::MAX).min(CHUNK_BYTES);
         async move {
-            if length == 0 {
-                return Ok(None);
-            }
-            let bytes = blocking(move || store.read_bytes(&id, stream, offset, length)).await?;
+            let (offset, bytes) = blocking(move || next_bytes(&*store, &id, stream, offset, to)).await?;
             let next = offset.plus(bytes.len() as u64);
             Ok((!bytes.is_empty()).then_some((bytes, next)))
         }
     });
     Ok(chunks.boxed())
+}
+
+/// The bytes that come next, and where they are: what is given up of a log is passed over.
+fn next_bytes(
+    store: &dyn LogStore,
+    id: &JobRunId,
+    stream: Stream,
+    offset: ByteOffset,
+    to: Option<ByteOffset>,
+) -> Result<(ByteOffset, Bytes), LogError> {
+    let left = |from: ByteOffset| {
+        let left = to.map_or(u64::MAX, |to| to.0.saturating_sub(from.0));
+        usize::try_from(left).unwrap_or(usize::MAX)
+    };
+    if left(offset) == 0 {
+        return Ok((offset, Bytes::new()));
+    }
+    let (at, mut bytes) = store.read_kept_bytes(id, stream, offset, left(offset).min(CHUNK_BYTES))?;
+    bytes.truncate(left(at));
+    Ok((at, bytes))
 }

@@ -104,6 +104,19 @@ fn gap() -> impl Strategy<Value = GapAt> {
     )
 }
 
+fn cuts() -> impl Strategy<Value = Cuts> {
+    vec((stream(), any::<[u32; 4]>()), 0..3).prop_map(|found| {
+        let mut cuts = Cuts::default();
+        for (stream, numbers) in found {
+            let [lines, offset, more_lines, more_bytes] = numbers.map(u64::from);
+            let begin = Place { lines, offset };
+            let end = Place { lines: lines + more_lines, offset: offset + more_bytes };
+            cuts.take(Cut { stream, begin, end });
+        }
+        cuts
+    })
+}
+
 fn record() -> impl Strategy<Value = RunRecord> {
     let texts = || vec(any::<String>(), 0..4);
     let spec =
@@ -120,14 +133,16 @@ fn record() -> impl Strategy<Value = RunRecord> {
     let deps = (refs(), refs()).prop_map(|(impacted, missing)| MissingDeps { impacted, missing });
     let run = (spec, time(), state(), totals(), totals(), vec(deps, 0..3), any::<Option<String>>(), texts());
     let rest = any::<(bool, u64, bool)>();
-    (run, vec(gap(), 0..4), rest).prop_map(|(run, gaps, (has_journal, disk_bytes, compressed))| {
-        let (spec, started_at, state, stdout, stderr, missing_deps, note, other) = run;
-        let (id, command, building_partitions, labels, host, created_at) = spec;
-        let spec = RunSpec { id, command, building_partitions, labels, host, created_at };
-        let other = other.into_iter().map(|name| (name.clone(), name.into())).collect();
-        let run = JobMetadata { spec, started_at, state, stdout, stderr, missing_deps, note, other };
-        RunRecord { run, gaps, has_journal, disk_bytes, compressed }
-    })
+    (run, vec(gap(), 0..4), cuts(), rest).prop_map(
+        |(run, gaps, cuts, (has_journal, disk_bytes, compressed))| {
+            let (spec, started_at, state, stdout, stderr, missing_deps, note, other) = run;
+            let (id, command, building_partitions, labels, host, created_at) = spec;
+            let spec = RunSpec { id, command, building_partitions, labels, host, created_at };
+            let other = other.into_iter().map(|name| (name.clone(), name.into())).collect();
+            let run = JobMetadata { spec, started_at, state, stdout, stderr, missing_deps, note, other };
+            RunRecord { run, gaps, cuts, has_journal, disk_bytes, compressed }
+        },
+    )
 }
 
 fn value() -> impl Strategy<Value = Value> {
@@ -162,6 +177,7 @@ fn samples() -> Vec<Value> {
             Value::Run(Box::new(RunRecord {
                 run,
                 gaps: Vec::new(),
+                cuts: Cuts::default(),
                 has_journal: true,
                 disk_bytes: 4096,
                 compressed: false,

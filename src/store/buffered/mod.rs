@@ -4,6 +4,7 @@ mod run;
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -290,6 +291,10 @@ impl LogStore for BufferedLogStore {
     ) -> Result<Bytes, LogError> {
         self.timed.core.hand_on(id);
         self.timed.core.inner.read_bytes(id, stream, offset, length)
+    }
+
+    fn given_up(&self, id: &JobRunId, stream: Stream) -> Result<Option<Range<ByteOffset>>, LogError> {
+        self.timed.core.inner.given_up(id, stream)
     }
 
     fn run(&self, id: &JobRunId) -> Result<JobMetadata, LogError> {

@@ -6,6 +6,7 @@ mod write;
 
 use std::collections::HashMap;
 use std::fmt;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -155,6 +156,8 @@ impl Shared {
         for (index, (store, vitals)) in required.chain(others).enumerate() {
             match ask(&**store) {
                 Ok(found) => return Ok(found),
+                // An answer too: who has the run does not keep that part of it.
+                Err(gap @ LogError::Gap(_)) => return Err(gap),
                 // What says more than "not found" is told if nobody has the run.
                 Err(LogError::NotFound { .. }) if answer.is_some() => {}
                 Err(error) => {
@@ -259,6 +262,10 @@ impl LogStore for CompositeLogStore {
         length: usize,
     ) -> Result<Bytes, LogError> {
         self.shared.ask("reading", |store| store.read_bytes(id, stream, offset, length))
+    }
+
+    fn given_up(&self, id: &JobRunId, stream: Stream) -> Result<Option<Range<ByteOffset>>, LogError> {
+        self.shared.ask("reading", |store| store.given_up(id, stream))
     }
 
     fn run(&self, id: &JobRunId) -> Result<JobMetadata, LogError> {

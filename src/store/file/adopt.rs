@@ -103,7 +103,10 @@ impl ForeignRun {
         });
         let unchanged = {
             let state = self.run.state();
-            state.visible == visible && state.progress == tracker.progress && news.end.is_none()
+            state.visible == visible
+                && state.progress == tracker.progress
+                && state.cuts == tracker.cuts
+                && news.end.is_none()
         };
         if unchanged {
             return;
@@ -115,6 +118,8 @@ impl ForeignRun {
         self.run.change(|state| {
             state.progress = tracker.progress;
             state.visible = visible;
+            state.waiting.dirty |= state.cuts != tracker.cuts;
+            state.cuts = tracker.cuts;
             state.add_gaps(&news.gaps);
             for found in news.found {
                 state.waiting.push(found);
@@ -180,8 +185,8 @@ impl ForeignRun {
         // What the journal does not tell of is counted in the logs; the tracker itself stays where the journal ends.
         let mut behind = {
             let tracker = self.tracker();
-            let (progress, checkpointer) = (tracker.progress, tracker.checkpointer);
-            Tracker { source: Source::Logs, progress, checkpointer }
+            let (progress, checkpointer, cuts) = (tracker.progress, tracker.checkpointer, tracker.cuts);
+            Tracker { source: Source::Logs, progress, checkpointer, cuts }
         };
         let mut news = News { indexed: self.run.number.is_some(), ..News::default() };
         behind.count_lines(&self.run.folder, &mut news)?;
@@ -286,7 +291,8 @@ impl ForeignRun {
             return Ok(lost);
         }
         for stream in Stream::BOTH {
-            let Some(sound) = power::check(&self.run.folder, stream, progress)? else { continue };
+            let cuts = self.run.state().cuts;
+            let Some(sound) = power::check(&self.run.folder, stream, progress, &cuts)? else { continue };
             let marked = progress.of(stream);
             let mut log = AppendFile::open(self.run.folder.log(stream))?;
             tracing::error!(run = %self.run.id, %stream, bytes = log.len(), sound = sound.bytes, "the machine stopped before all of a log was on its disk");

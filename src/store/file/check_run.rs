@@ -4,9 +4,10 @@ use crate::error::LogError;
 use crate::index::codec::RunRecord;
 use crate::index::progress::{GapAt, LineCheckpoint, MAX_GAPS, Progress};
 use crate::index::{Index, Known, RunNumber};
+use crate::journal::Cut;
 use crate::layout::{RunFolder, compressed};
 use crate::line::Stream;
-use crate::logfile::{Fetched, Io, ReadFile, count_lines};
+use crate::logfile::{Fetched, Io, ReadFile, Sound, count_lines};
 use crate::run::{JobMetadata, JobRunId};
 use crate::store::file::check::{Check, FindingKind, Repair, remove};
 use crate::store::file::derive::{Derived, Standing, derive};
@@ -175,6 +176,8 @@ fn count_all(
             continue;
         }
         let mut log = Counting::new(folder, stream)?;
+        let cut = derived.record.cuts.of(stream);
+        log.given_up = cut.map(|cut| GivenUp::new(cut, &gaps));
         let mut damaged = |log: &mut Counting| {
             log.damaged.drain(..).try_for_each(|(from, to)| {
                 let detail =
@@ -191,6 +194,7 @@ fn count_all(
             true => u64::MAX,
             false => gaps.last().map_or(0, |gap| gap.gap.after.0),
         };
+        let of_stream = of_stream.filter(|at| cut.is_none_or(|cut| !cut.covers(at.offset)));
         for at in of_stream.filter(|at| at.line <= known) {
             let lost: u64 =
                 gaps.iter().filter(|gap| ends_before(gap, at.line)).map(|gap| gap.gap.lines).sum();
@@ -206,7 +210,8 @@ fn count_all(
         log.count_to(totals.bytes)?;
         damaged(&mut log)?;
         let unterminated = u64::from(log.last.is_some_and(|last| last != b'\n'));
-        let counted = log.lines + unterminated + totals.dropped_lines;
+        let given_up = log.given_up.map_or(0, |part| part.lines);
+        let counted = (log.lines + unterminated + totals.dropped_lines).saturating_sub(given_up);
         if counted != totals.lines {
             let lines = totals.lines;
             wrong.get_or_insert(format!("{stream}.log has {counted} lines, and {lines} by what was written"));
@@ -223,9 +228,46 @@ const fn ends_before(gap: &GapAt, line: u64) -> bool {
     gap.gap.after.0.saturating_add(gap.gap.lines) <= line
 }
 
+/// What is in a log no more: its lines are taken as they were counted once.
+#[derive(Clone, Copy)]
+struct GivenUp {
+    cut: Cut,
+    /// Lines that the log held of it.
+    lines: u64,
+    /// Lines that the log holds before it.
+    before: u64,
+}
+
+impl GivenUp {
+    /// `gaps` are those of its stream.
+    fn new(cut: Cut, gaps: &[&GapAt]) -> Self {
+        let lost = |from: u64, to: u64| -> u64 {
+            let within = |at: &&&GapAt| from <= at.gap.after.0 && ends_before(at, to);
+            gaps.iter().filter(within).map(|at| at.gap.lines).sum()
+        };
+        let before = cut.begin.lines.saturating_sub(lost(0, cut.begin.lines));
+        let lines = cut.lines().saturating_sub(lost(cut.begin.lines, cut.end.lines));
+        Self { cut, lines, before }
+    }
+
+    /// Where the log can be read again behind what is damaged from `offset` on: lines before, and its byte.
+    const fn behind_damage(&self, offset: u64, sound: Sound) -> (u64, u64) {
+        let Cut { begin, end, .. } = self.cut;
+        if offset < begin.offset && begin.offset <= sound.offset {
+            (self.before, begin.offset)
+        } else if end.offset <= offset {
+            // The end of its last line is still there, and was counted.
+            ((sound.lines + self.lines).saturating_sub(1), sound.offset)
+        } else {
+            (sound.lines, sound.offset)
+        }
+    }
+}
+
 /// Counts lines from the beginning of a log on.
 struct Counting {
     file: Option<ReadFile>,
+    given_up: Option<GivenUp>,
     offset: u64,
     lines: u64,
     last: Option<u8>,
@@ -236,18 +278,31 @@ struct Counting {
 impl Counting {
     fn new(folder: &RunFolder, stream: Stream) -> Result<Self, LogError> {
         let file = ReadFile::open_if_there(&folder.log(stream))?;
-        Ok(Self { file, offset: 0, lines: 0, last: None, damaged: Vec::new() })
+        Ok(Self { file, given_up: None, offset: 0, lines: 0, last: None, damaged: Vec::new() })
     }
 
     fn count_to(&mut self, end: u64) -> Result<(), LogError> {
         let Some(file) = &mut self.file else { return Ok(()) };
         while self.offset < end {
-            let length = usize::try_from(end - self.offset).unwrap_or(usize::MAX).min(SCAN_BYTES);
+            let mut until = end;
+            if let Some(part) = self.given_up.filter(|part| self.offset < part.cut.end.offset) {
+                if self.offset == part.cut.begin.offset {
+                    (self.offset, self.last) = (part.cut.end.offset, Some(b'\n'));
+                    self.lines += part.lines;
+                    continue;
+                }
+                until = end.min(part.cut.begin.offset);
+            }
+            let length = usize::try_from(until - self.offset).unwrap_or(usize::MAX).min(SCAN_BYTES);
             let bytes = match file.read(self.offset, length, Io::MayBlock)? {
                 Fetched::Bytes(bytes) => bytes,
                 Fetched::Damaged(sound) if sound.offset > self.offset => {
-                    self.damaged.push((self.offset, sound.offset));
-                    (self.offset, self.lines, self.last) = (sound.offset, sound.lines, Some(b'\n'));
+                    let (lines, offset) = match self.given_up {
+                        Some(part) => part.behind_damage(self.offset, sound),
+                        None => (sound.lines, sound.offset),
+                    };
+                    self.damaged.push((self.offset, offset));
+                    (self.offset, self.lines, self.last) = (offset, lines, Some(b'\n'));
                     continue;
                 }
                 Fetched::Damaged(_) | Fetched::WouldBlock => break,

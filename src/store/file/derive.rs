@@ -63,6 +63,7 @@ pub(crate) fn derive(
     let record = RunRecord {
         run,
         gaps: news.gaps,
+        cuts: tracker.cuts,
         has_journal: tracker.has_journal(),
         disk_bytes: if over { folder.disk_bytes() } else { 0 },
         compressed: over && folder.is_compressed(),

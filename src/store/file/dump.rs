@@ -10,6 +10,7 @@ use crate::error::LogError;
 use crate::index::codec::RunRecord;
 use crate::index::progress::{GapAt, Progress};
 use crate::index::{Index, RunNumber};
+use crate::journal::Cut;
 use crate::layout::{Layout, StoreLock};
 use crate::line::Stream;
 
@@ -96,8 +97,13 @@ pub fn dump_index(
 
 fn run_row(id: &str, record: &RunRecord) -> Value {
     let gap = |at: &GapAt| json!({"gap": at.gap, "offset": at.offset});
+    let cut = |cut: Cut| {
+        json!({"stream": cut.stream, "after": cut.begin.lines, "lines": cut.lines(),
+        "offset": cut.begin.offset, "bytes": cut.bytes()})
+    };
     json!({
         "table": "runs", "run": id, "record": record.run, "gaps": record.gaps.iter().map(gap).collect::<Vec<_>>(),
+        "cuts": record.cuts.iter().map(cut).collect::<Vec<_>>(),
         "has_journal": record.has_journal, "disk_bytes": record.disk_bytes, "compressed": record.compressed,
     })
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::LogError;
 use crate::index::codec::RunRecord;
+use crate::index::progress::Cuts;
 use crate::index::{Changes, Index};
 use crate::layout::Layout;
 use crate::line::{Stream, UnixMicros};
@@ -95,5 +96,12 @@ fn record(number: u64) -> RunRecord {
     let started = UnixMicros(1_700_000_000_000_000 + number * 1_000_000);
     let mut run = JobMetadata::started(spec, started);
     run.state = RunState::Succeeded { ended: UnixMicros(started.0 + 500_000) };
-    RunRecord { run, gaps: Vec::new(), has_journal: true, disk_bytes: 20_480, compressed: false }
+    RunRecord {
+        run,
+        gaps: Vec::new(),
+        cuts: Cuts::default(),
+        has_journal: true,
+        disk_bytes: 20_480,
+        compressed: false,
+    }
 }

@@ -1,13 +1,17 @@
 //! Whole lines out of a log file, from any place on, however long they are.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use memchr::memchr;
 
 use crate::error::LogError;
-use crate::index::progress::GapAt;
+use crate::index::progress::{GapAt, gap_of_cut};
+use crate::journal::{Cut, Place};
 use crate::line::Stream;
 use crate::logfile::{Fetched, Io, ReadFile, Sound, count_lines, end_of_line, whole_lines};
 use crate::run::Gap;
+use crate::store::file::cuts::{CutWatch, Look};
 use crate::store::{Batch, CutLine};
 
 /// A place in one stream and the log file that it is in.
@@ -15,6 +19,7 @@ use crate::store::{Batch, CutLine};
 pub(crate) struct LineReader {
     stream: Stream,
     file: ReadFile,
+    cuts: Option<Arc<CutWatch>>,
     /// Lines before the place.
     line: u64,
     /// Where the line behind them begins.
@@ -48,6 +53,8 @@ pub(crate) enum Taken {
     Lines(Batch),
     /// A hole; the reader is behind it now.
     Gap(Gap),
+    /// What is given up of the log from here on, holes in it included; the reader is behind it now.
+    Cut(Gap),
     /// No whole line within reach.
     Nothing,
     /// The file ends before the reach does. The reader stays where it is.
@@ -69,6 +76,7 @@ impl LineReader {
         Self {
             stream,
             file,
+            cuts: None,
             line,
             offset,
             scanned: offset,
@@ -79,6 +87,12 @@ impl LineReader {
         }
     }
 
+    /// The same reader of a log of which something may be given up.
+    pub(crate) fn beside(mut self, cuts: Arc<CutWatch>) -> Self {
+        self.cuts = Some(cuts);
+        self
+    }
+
     /// Lines before the next one that will be given.
     pub(crate) const fn line(&self) -> u64 {
         self.line + self.skip
@@ -87,6 +101,11 @@ impl LineReader {
     /// Where the reader is in the file; lines that are still to be skipped lie behind it.
     pub(crate) const fn offset(&self) -> u64 {
         self.offset
+    }
+
+    /// Where the next line that will be given begins, if the reader has come so far: lines before, and bytes.
+    pub(crate) fn place(&self) -> Option<Place> {
+        (self.skip == 0).then_some(Place { lines: self.line, offset: self.offset })
     }
 
     /// Passes over all lines up to `line`, the number of lines before the next one that will be given.
@@ -122,6 +141,15 @@ impl LineReader {
             if reach.lines == 0 && self.skip == 0 {
                 return Ok(Taken::Nothing);
             }
+            let cut = self.cuts.as_ref().and_then(|cuts| cuts.known(self.stream));
+            if let Some(cut) = cut.filter(|cut| cut.covers(self.offset)) {
+                let gap = gap_of_cut(&cut, Place { lines: self.line, offset: self.offset }, reach.gaps);
+                self.offset = cut.end.offset;
+                match self.cross(gap) {
+                    Some(gap) => return Ok(Taken::Cut(gap)),
+                    None => continue,
+                }
+            }
             // Both only rise from hole to hole.
             let passed =
                 reach.gaps.partition_point(|at| at.gap.after.0 < self.line || at.offset < self.offset);
@@ -133,6 +161,8 @@ impl LineReader {
                 continue;
             }
             let end = ahead.map_or(reach.end, |at| at.offset.min(reach.end));
+            let end =
+                cut.filter(|cut| self.offset < cut.begin.offset).map_or(end, |cut| end.min(cut.begin.offset));
             if self.scanned >= end {
                 if reach.ended && self.offset < end {
                     let Some(taken) = self.take_line(end, end, io)? else { continue };
@@ -143,7 +173,11 @@ impl LineReader {
             match self.fill(end, io)? {
                 Filled::Ready => {}
                 Filled::Missing => return Ok(Taken::Missing),
-                Filled::Damaged(sound) => return Ok(self.damaged(sound, reach.gaps, passed)),
+                Filled::GivenUp => {
+                    self.look_again();
+                    continue;
+                }
+                Filled::Damaged(sound) => return Ok(self.damaged(sound, reach.gaps, passed, cut)),
                 Filled::WouldBlock => return Ok(Taken::WouldBlock),
             }
             if let Some(taken) = self.take(reach.lines, end, io)? {
@@ -174,28 +208,58 @@ impl LineReader {
             return Ok(Filled::Ready);
         }
         let length = usize::try_from(end - self.scanned).unwrap_or(usize::MAX).min(self.chunk_bytes);
-        match self.file.read(self.scanned, length, io)? {
-            Fetched::Bytes(bytes) if bytes.is_empty() => Ok(Filled::Missing),
-            Fetched::Bytes(bytes) => {
+        match self.read(self.scanned, length, io)? {
+            Read::Bytes(bytes) if bytes.is_empty() => Ok(Filled::Missing),
+            Read::Bytes(bytes) => {
                 self.chunk = bytes;
                 self.chunk_offset = self.scanned;
                 Ok(Filled::Ready)
             }
-            Fetched::WouldBlock => Ok(Filled::WouldBlock),
-            Fetched::Damaged(sound) => Ok(Filled::Damaged(sound)),
+            Read::GivenUp => Ok(Filled::GivenUp),
+            Read::WouldBlock => Ok(Filled::WouldBlock),
+            Read::Damaged(sound) => Ok(Filled::Damaged(sound)),
         }
     }
 
-    /// How far what is damaged reaches: to the next hole, which says how many lines lie before it, or else to where the
-    /// file can be read again.
-    fn damaged(&self, sound: Sound, gaps: &[GapAt], passed: usize) -> Taken {
+    /// Reads bytes that are what was written. Zeros among them can mean that they were given up just now.
+    fn read(&mut self, offset: u64, length: usize, io: Io) -> Result<Read, LogError> {
+        let bytes = match self.file.read(offset, length, io)? {
+            Fetched::Bytes(bytes) => bytes,
+            Fetched::WouldBlock => return Ok(Read::WouldBlock),
+            Fetched::Damaged(sound) => return Ok(Read::Damaged(sound)),
+        };
+        let Some(cuts) = self.cuts.as_ref().filter(|_| memchr(0, &bytes).is_some()) else {
+            return Ok(Read::Bytes(bytes));
+        };
+        let end = offset + bytes.len() as u64;
+        Ok(match cuts.look(self.stream, io)? {
+            Look::WouldBlock => Read::WouldBlock,
+            Look::Known(Some(cut)) if offset < cut.end.offset && cut.begin.offset < end => Read::GivenUp,
+            Look::Known(_) => Read::Bytes(bytes),
+        })
+    }
+
+    /// How far what is damaged reaches: to the next hole or to what is given up, which say how many lines lie before
+    /// them, or else to where the file can be read again.
+    fn damaged(&self, sound: Sound, gaps: &[GapAt], passed: usize, cut: Option<Cut>) -> Taken {
         let lost: u64 = gaps[..passed].iter().map(|at| at.gap.lines).sum();
-        let (line, offset) = match gaps.get(passed).filter(|at| at.offset <= sound.offset) {
-            Some(at) => (at.gap.after.0, at.offset),
-            None => (sound.lines + lost, sound.offset),
+        let hole = gaps.get(passed).map(|at| Place { lines: at.gap.after.0, offset: at.offset });
+        let given_up = cut.map(|cut| cut.begin).filter(|begin| self.offset < begin.offset);
+        let known = hole.into_iter().chain(given_up).min_by_key(|place| place.offset);
+        let Place { lines, offset } = match known.filter(|place| place.offset <= sound.offset) {
+            Some(place) => place,
+            None => {
+                let passed_cut = cut.filter(|cut| cut.end.offset <= self.offset);
+                let given_up = passed_cut.map_or(0, |cut| lines_not_in_log(&cut, &gaps[..passed]));
+                Place { lines: sound.lines + lost + given_up, offset: sound.offset }
+            }
         };
         // A table that tells something else than the journal is of no use.
-        if line < self.line || offset <= self.offset { Taken::Missing } else { Taken::Damaged(line, offset) }
+        if lines < self.line || offset <= self.offset {
+            Taken::Missing
+        } else {
+            Taken::Damaged(lines, offset)
+        }
     }
 
     fn rest_of_chunk(&self, end: u64) -> &[u8] {
@@ -249,11 +313,13 @@ impl LineReader {
         } else {
             (usize::try_from(line_end - self.offset).unwrap_or(usize::MAX), None)
         };
-        let bytes = match self.file.read(self.offset, length, io)? {
-            Fetched::Bytes(bytes) if bytes.len() == length => bytes,
-            Fetched::Bytes(_) | Fetched::Damaged(_) if io == Io::MayBlock => return Ok(Some(Taken::Missing)),
-            Fetched::Bytes(_) | Fetched::Damaged(_) | Fetched::WouldBlock => {
-                return Ok(Some(Taken::WouldBlock));
+        let bytes = match self.read(self.offset, length, io)? {
+            Read::Bytes(bytes) if bytes.len() == length => bytes,
+            Read::Bytes(_) | Read::Damaged(_) if io == Io::MayBlock => return Ok(Some(Taken::Missing)),
+            Read::Bytes(_) | Read::Damaged(_) | Read::WouldBlock => return Ok(Some(Taken::WouldBlock)),
+            Read::GivenUp => {
+                self.look_again();
+                return Ok(None);
             }
         };
         let batch = self.batch(bytes, 1, cut);
@@ -281,9 +347,25 @@ impl LineReader {
     }
 }
 
+/// How many more lines a cut is of than its log still has of it, given the holes before its end. What is given up is zeros
+/// and the end of its last line; the lines of the holes are counted with those of others.
+fn lines_not_in_log(cut: &Cut, gaps: &[GapAt]) -> u64 {
+    let within = |at: &&GapAt| cut.begin.lines <= at.gap.after.0 && at.gap.after.0 < cut.end.lines;
+    let lost_before: u64 = gaps.iter().filter(within).map(|at| at.gap.lines).sum();
+    cut.lines().saturating_sub(lost_before + 1)
+}
+
 enum Filled {
     Ready,
     Missing,
+    GivenUp,
+    Damaged(Sound),
+    WouldBlock,
+}
+
+enum Read {
+    Bytes(Bytes),
+    GivenUp,
     Damaged(Sound),
     WouldBlock,
 }

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use crate::error::LogError;
 use crate::index::RunNumber;
 use crate::index::codec::RunRecord;
-use crate::index::progress::{Checkpoints, GapAt, LineCheckpoint, MAX_GAPS, Progress};
+use crate::index::progress::{Checkpoints, Cuts, GapAt, LineCheckpoint, MAX_GAPS, Progress};
 use crate::journal::Arrival;
 use crate::layout::RunFolder;
 use crate::line::{Stream, View};
@@ -43,6 +43,7 @@ pub(crate) struct State {
     pub(crate) tail: Vec<Arrival>,
     /// The first [`MAX_GAPS`] holes.
     pub(crate) gaps: Arc<Vec<GapAt>>,
+    pub(crate) cuts: Cuts,
     pub(crate) has_journal: bool,
     /// Bytes that the folder takes up on disk, once the run is over.
     pub(crate) disk_bytes: u64,
@@ -106,6 +107,7 @@ impl LiveRun {
             progress,
             tail: Vec::new(),
             gaps: Arc::default(),
+            cuts: Cuts::default(),
             has_journal,
             disk_bytes: 0,
             compressed: false,
@@ -120,7 +122,7 @@ impl LiveRun {
 
     /// A run that is over, from its record in the index.
     pub(crate) fn over(folder: RunFolder, number: Option<RunNumber>, record: RunRecord) -> Self {
-        let RunRecord { run, gaps, has_journal, disk_bytes, compressed } = record;
+        let RunRecord { run, gaps, cuts, has_journal, disk_bytes, compressed } = record;
         // The journal is read up to its end record, wherever that is.
         let journal = if has_journal { u64::MAX } else { 0 };
         let mut progress = Progress::start(run.state.ended().unwrap_or(run.started_at), journal);
@@ -135,6 +137,7 @@ impl LiveRun {
             progress,
             tail: Vec::new(),
             gaps: Arc::new(gaps),
+            cuts,
             has_journal,
             disk_bytes,
             compressed,
@@ -207,6 +210,7 @@ impl State {
         RunRecord {
             run: self.metadata(),
             gaps: self.gaps.to_vec(),
+            cuts: self.cuts,
             has_journal: self.has_journal,
             disk_bytes: self.disk_bytes,
             compressed: self.compressed,

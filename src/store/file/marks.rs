@@ -119,7 +119,7 @@ impl Arrivals {
                     }
                     self.at = after;
                 }
-                Entry::Record(Record::Start(_), behind) => self.at.journal = behind,
+                Entry::Record(Record::Start(_) | Record::Cut(_), behind) => self.at.journal = behind,
                 Entry::Record(Record::End(_), _) | Entry::Nothing | Entry::Damaged => {
                     return Ok(Walk::Nothing);
                 }
@@ -149,6 +149,12 @@ impl Arrivals {
     pub(crate) fn take(&mut self, next: &Next) {
         let stream = next.arrival.stream.index();
         self.taken[stream] = self.taken[stream].max(next.after.streams[stream].lines);
+    }
+
+    /// Goes back to a place in the run, with so many lines of a stream taken.
+    pub(crate) fn go_back(&mut self, to: Progress, stream: Stream, lines: u64) {
+        self.at = to;
+        self.taken[stream.index()] = lines;
     }
 
     fn has_news(&self, arrival: &Arrival, after: &Progress) -> bool {

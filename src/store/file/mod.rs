@@ -8,6 +8,7 @@ mod commit;
 mod compress;
 mod compressor;
 mod copied;
+mod cuts;
 mod derive;
 mod dump;
 mod durability;
@@ -33,6 +34,7 @@ mod watch;
 mod writer;
 
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -42,13 +44,14 @@ use bytes::Bytes;
 
 use crate::error::LogError;
 use crate::index::{Committer, Index};
-use crate::layout::{Layout, compressed};
+use crate::layout::Layout;
 use crate::line::{ByteOffset, LineNumber, Stream, View};
-use crate::logfile::{Fetched, Io, ReadFile};
+use crate::logfile::{Io, ReadFile};
 use crate::retention::{GcReport, GcRequest, RetentionPolicy};
 use crate::run::{JobMetadata, JobRunId, RunSpec};
 use crate::store::file::commit::commit_waiting;
 use crate::store::file::compressor::Compressor;
+use crate::store::file::cuts::CutWatch;
 use crate::store::file::durability::Syncer;
 use crate::store::file::evictor::Evictor;
 use crate::store::file::handle::{Handle, Lent};
@@ -82,6 +85,9 @@ pub struct FileStoreOptions {
     /// it: with less than this free, output is dropped and counted as on a full disk. 0: no such floor. It is never
     /// more than half of the file system's size.
     pub min_free_bytes: u64,
+    /// The most bytes of both logs that a run keeps: of one that prints more, the first quarter of so many stay, and
+    /// the newest. What lies between is given up and shown as a [gap](crate::GapReason::RunSizeCap). 0: no such cap.
+    pub max_run_bytes: u64,
     /// What a power cut may take.
     pub durability: Durability,
     /// So long after its end the logs and the journal of a run are compressed, in the background, by a store that was
@@ -92,13 +98,14 @@ pub struct FileStoreOptions {
 }
 
 impl Default for FileStoreOptions {
-    /// Every second, and every half minute; 512 MiB stay free; runs that have ended survive a power cut, and
+    /// Every second, and every half minute; 512 MiB stay free; runs may be of any size; those that have ended survive a power cut, and
     /// nothing is ever evicted.
     fn default() -> Self {
         Self {
             liveness_interval: Duration::from_secs(1),
             rescan_interval: Duration::from_secs(30),
             min_free_bytes: 512 * 1024 * 1024,
+            max_run_bytes: 0,
             durability: Durability::OnFinish,
             compress_after: None,
             retention: RetentionPolicy::OFF,
@@ -249,12 +256,13 @@ impl LogStore for FileLogStore {
             return Ok(ByteOffset(0));
         }
         let gaps = moment.gaps_of(stream);
-        let mut reader = LineReader::new(stream, file, place, READ_BYTES);
+        let cuts = Arc::new(CutWatch::new(Arc::clone(&run)));
+        let mut reader = LineReader::new(stream, file, place, READ_BYTES).beside(cuts);
         reader.skip_to(line);
         let reach = Reach { lines: 0, end, ended: moment.is_over(), gaps: &gaps };
         loop {
             match reader.next(reach, Io::MayBlock)? {
-                Taken::Gap(_) => {}
+                Taken::Gap(_) | Taken::Cut(_) => {}
                 Taken::Damaged(line, offset) => reader.pass_over(line, offset),
                 _ => break,
             }
@@ -272,18 +280,15 @@ impl LogStore for FileLogStore {
     ) -> Result<Bytes, LogError> {
         let run = self.shared.find(id)?;
         let end = run.state().visible[stream.index()];
-        let left = usize::try_from(end.saturating_sub(offset.0)).unwrap_or(usize::MAX);
-        let Some(mut file) = ReadFile::open_if_there(&run.folder.log(stream))? else {
+        let Some(file) = ReadFile::open_if_there(&run.folder.log(stream))? else {
             return Ok(Bytes::new());
         };
-        match file.read(offset.0, length.min(left), Io::MayBlock)? {
-            Fetched::Bytes(bytes) => Ok(bytes),
-            Fetched::WouldBlock => Ok(Bytes::new()),
-            Fetched::Damaged(sound) => Err(LogError::Corrupt {
-                path: compressed(&run.folder.log(stream)),
-                what: format!("the bytes from {offset} to {} are damaged", sound.offset),
-            }),
-        }
+        CutWatch::new(run).read_bytes(file, stream, offset.0..end, length)
+    }
+
+    fn given_up(&self, id: &JobRunId, stream: Stream) -> Result<Option<Range<ByteOffset>>, LogError> {
+        let cut = self.shared.find(id)?.state().cuts.of(stream);
+        Ok(cut.map(|cut| ByteOffset(cut.begin.offset)..ByteOffset(cut.end.offset)))
     }
 
     fn run(&self, id: &JobRunId) -> Result<JobMetadata, LogError> {

@@ -26,10 +26,19 @@ impl Places<'_> {
     /// read of it to look at the place need not be read again.
     pub(crate) fn line_floor(&self, stream: Stream, line: u64) -> Result<((u64, u64), ReadFile), LogError> {
         let mut file = ReadFile::open_when_there(&self.run.folder.log(stream))?;
-        let place = self.line_floor_in(stream, line, &mut file)?;
+        let cut = self.run.state().cuts.of(stream).filter(|cut| cut.begin.lines <= line);
+        let place = match cut {
+            Some(cut) if line < cut.end.lines => (cut.begin.lines, cut.begin.offset),
+            Some(cut) => {
+                let found = self.line_floor_in(stream, line, &mut file)?;
+                if found.1 < cut.end.offset { (cut.end.lines, cut.end.offset) } else { found }
+            }
+            None => self.line_floor_in(stream, line, &mut file)?,
+        };
         Ok((place, file))
     }
 
+    /// The same by what is kept of places, also of those in what was given up of the log since.
     fn line_floor_in(&self, stream: Stream, line: u64, file: &mut ReadFile) -> Result<(u64, u64), LogError> {
         if line == 0 {
             return Ok((0, 0));
@@ -149,7 +158,8 @@ impl Places<'_> {
 
     /// Whether a line can begin here: the index may be older than the file, or damaged.
     fn is_line_start(&self, stream: Stream, offset: u64, file: &mut ReadFile) -> bool {
-        if offset == 0 {
+        let is_given_up = |cut: crate::journal::Cut| cut.covers(offset);
+        if offset == 0 || self.run.state().cuts.of(stream).is_some_and(is_given_up) {
             return true;
         }
         let sound = match file.read(offset - 1, 1, Io::MayBlock) {

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use memchr::memchr;
 
 use crate::error::LogError;
-use crate::index::progress::{Progress, StreamProgress};
+use crate::index::progress::{Cuts, Progress, StreamProgress};
 use crate::journal::{Arrival, Record, What};
 use crate::layout::RunFolder;
 use crate::line::Stream;
@@ -39,12 +39,13 @@ pub(super) fn machine_was_started_since(last_touched: SystemTime) -> bool {
     started.is_none_or(|started| last_touched < started + Duration::from_secs(2))
 }
 
-/// Compares a log with the marks in its journal, which end at `progress`. Gives what is sound of it, or `None` if all
-/// of it is.
+/// Compares a log with the marks in its journal, which end at `progress`, but for those of what is given up. Gives what
+/// is sound of it, or `None` if all of it is.
 pub(super) fn check(
     folder: &RunFolder,
     stream: Stream,
     progress: &Progress,
+    cuts: &Cuts,
 ) -> Result<Option<Sound>, LogError> {
     let path = folder.log(stream);
     let (Some(mut log), Some(journal)) =
@@ -55,6 +56,8 @@ pub(super) fn check(
     let length = fs::metadata(&path).map_err(LogError::io("looking at", &path))?.len();
     let marked = *progress.of(stream);
     let from = marked.bytes.saturating_sub(CHECKED_BYTES);
+    let is_given_up =
+        |before: StreamProgress| cuts.of(stream).is_some_and(|cut| cut.covers(before.line_start));
     let mut journal = JournalReader::new(journal);
     let mut at = Progress { journal: 0, ..*progress };
     at.streams = Default::default();
@@ -67,6 +70,7 @@ pub(super) fn check(
             let after = *at.of(stream);
             if arrival.stream == stream
                 && after.bytes > from
+                && !is_given_up(before)
                 && let Some(sound) = check_mark(&mut log, &arrival, before, after)?
             {
                 return Ok(Some(sound));

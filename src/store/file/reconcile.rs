@@ -213,6 +213,7 @@ mod tests {
     use super::*;
     use crate::index::Changes;
     use crate::index::codec::RunRecord;
+    use crate::index::progress::Cuts;
     use crate::line::UnixMicros;
     use crate::run::{JobMetadata, RunSpec};
 
@@ -223,7 +224,9 @@ mod tests {
         let id = |text: &str| -> JobRunId { text.parse().unwrap() };
         let runs = ["b", "d", "e", "g"].iter().zip(1..).map(|(text, number)| {
             let run = JobMetadata::started(RunSpec::new(id(text)), UnixMicros(1));
-            (number, RunRecord { run, gaps: Vec::new(), has_journal: true, disk_bytes: 0, compressed: false })
+            let (gaps, cuts) = (Vec::new(), Cuts::default());
+            let record = RunRecord { run, gaps, cuts, has_journal: true, disk_bytes: 0, compressed: false };
+            (number, record)
         });
         index.commit(&Changes { runs: runs.collect(), ..Changes::default() }).unwrap();
         let found = compare(&index, ["z", "e", "a", "c", "b"].map(id).to_vec()).unwrap();

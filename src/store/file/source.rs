@@ -6,10 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::LogError;
 use crate::index::Index;
-use crate::journal::What;
+use crate::index::progress::{Progress, gap_of_cut};
+use crate::journal::{Cut, Place, What};
 use crate::line::{LineNumber, Stream, View};
 use crate::logfile::{Io, ReadFile};
 use crate::run::{Gap, GapReason};
+use crate::store::file::cuts::CutWatch;
 use crate::store::file::lines::{LineReader, Reach, Taken};
 use crate::store::file::live::LiveRun;
 use crate::store::file::marks::{Arrivals, JournalReader, Next, Walk};
@@ -30,6 +32,7 @@ pub(crate) struct FileSource {
     readers: [Option<LineReader>; 2],
     order: Order,
     index: Option<Arc<Index>>,
+    cuts: Arc<CutWatch>,
     /// Set when the store is being closed.
     closed: Arc<AtomicBool>,
 }
@@ -44,14 +47,30 @@ enum Order {
 
 struct JournalOrder {
     arrivals: Arrivals,
+    /// What is given up of each stream and is to be told before anything else.
+    given_up: [Option<Lost>; 2],
     /// The place that is sought first: so many lines of the view lie before it.
     seek: Option<u64>,
     plan: Option<Plan>,
 }
 
+/// Lines of one stream that are given up.
+#[derive(Clone, Copy)]
+struct Lost {
+    gap: Gap,
+    /// How many of them the reader has not passed yet.
+    fresh: u64,
+    /// Where the stream goes on: lines before, and bytes.
+    behind: (u64, u64),
+    /// Whether some of what is given up was given to the reader before.
+    is_rest: bool,
+}
+
 /// Lines of one stream that come next.
 struct Plan {
     stream: Stream,
+    /// The run before the first mark.
+    before: Progress,
     /// Where the first mark begins: lines of the stream before it, and bytes.
     begin: (u64, u64),
     /// Lines of the stream before the end of the plan.
@@ -87,6 +106,7 @@ impl FileSource {
             readers: [None, None],
             order: Order::File(Stream::Stdout),
             index,
+            cuts: Arc::new(CutWatch::new(Arc::clone(&run))),
             closed,
             run,
         };
@@ -115,7 +135,8 @@ impl FileSource {
             let other = 1 - stream.index();
             arrivals.taken[other] = u64::MAX;
         }
-        Ok(JournalOrder { arrivals, seek: Some(position), plan: None })
+        let seek = Some(position);
+        Ok(JournalOrder { arrivals, given_up: [None; 2], seek, plan: None })
     }
 
     /// Opens the reader of a stream at a place, to give the lines behind `line`.
@@ -136,7 +157,8 @@ impl FileSource {
         place: (u64, u64),
         line: u64,
     ) -> &mut LineReader {
-        let mut reader = LineReader::new(stream, file, place, self.batch_bytes);
+        let reader = LineReader::new(stream, file, place, self.batch_bytes);
+        let mut reader = reader.beside(Arc::clone(&self.cuts));
         reader.skip_to(line);
         self.readers[stream.index()].insert(reader)
     }
@@ -152,6 +174,7 @@ impl FileSource {
             lines = lines.min(moment.end_of(stream).0.saturating_sub(reader.line()));
         }
         let reach = Reach { lines, end, ended: moment.is_over(), gaps: &gaps };
+        let before = reader.line();
         let mut taken = reader.next(reach, io)?;
         while let Taken::Damaged(line, offset) = taken {
             let (lines, bytes) = moment.end_of(stream);
@@ -165,8 +188,8 @@ impl FileSource {
         }
         match taken {
             Taken::Lines(batch) => Ok(Some(self.give(batch))),
-            Taken::Gap(gap) => {
-                self.position = LineNumber(reader.line());
+            Taken::Gap(gap) | Taken::Cut(gap) => {
+                self.position = self.position.plus(reader.line() - before);
                 Ok(Some(Step::Event(ReadEvent::Gap { gap, next: self.position })))
             }
             Taken::Nothing => Ok(None),
@@ -231,21 +254,70 @@ impl FileSource {
         loop {
             if let Some(plan) = &order.plan {
                 match self.follow_plan(plan, moment, io)? {
-                    Some(step) => return Ok(Some(step)),
-                    None => order.plan = None,
+                    Followed::Step(step) => return Ok(Some(step)),
+                    Followed::Done => {}
+                    // What is left of it is told together with what else is given up.
+                    Followed::GivenUp(line) => order.arrivals.go_back(plan.before, plan.stream, line),
                 }
+                order.plan = None;
             }
-            match order.arrivals.next(moment.progress.journal, &moment.tail, io)? {
+            let next = match order.arrivals.next(moment.progress.journal, &moment.tail, io)? {
                 Walk::WouldBlock => return Ok(Some(Step::WouldBlock)),
-                Walk::Next(next) => match next.arrival.what {
+                Walk::Next(next) => match self.given_up(&order.arrivals, &next) {
+                    Some(cut) => {
+                        let reader = &self.readers[next.arrival.stream.index()];
+                        order.note_loss(&next, &cut, reader.as_ref().and_then(LineReader::place));
+                        continue;
+                    }
+                    None => Some(next),
+                },
+                Walk::Nothing => None,
+            };
+            if let Some(lost) = order.given_up.iter_mut().find_map(Option::take) {
+                return self.give_loss(lost, moment).map(Some);
+            }
+            match next {
+                Some(next) => match next.arrival.what {
                     What::Gap(reason) => return self.give_gap(&mut order.arrivals, &next, reason).map(Some),
                     What::Mark { .. } => {
                         order.plan = Some(self.make_plan(&mut order.arrivals, &next, moment, io)?)
                     }
                 },
-                Walk::Nothing => return self.next_behind_journal(&mut order.arrivals, moment, io),
+                None => return self.next_behind_journal(&mut order.arrivals, moment, io),
             }
         }
+    }
+
+    /// What is given up, if the line that comes next is in it.
+    fn given_up(&self, arrivals: &Arrivals, next: &Next) -> Option<Cut> {
+        let stream = next.arrival.stream;
+        let line = arrivals.taken[stream.index()].max(next.before.of(stream).lines);
+        self.cuts.known(stream).filter(|cut| cut.begin.lines <= line && line < cut.end.lines)
+    }
+
+    /// Tells of lines that are given up. Where nothing can lie between them, that is of all of them, as without times.
+    fn give_loss(&mut self, lost: Lost, moment: &Moment) -> Result<Step, LogError> {
+        let stream = lost.gap.stream;
+        let gap = match (self.view, self.cuts.known(stream)) {
+            (View::One(_), Some(cut)) if cut.end.lines == lost.behind.0 && !lost.is_rest => {
+                gap_of_cut(&cut, cut.begin, &moment.gaps_of(stream))
+            }
+            _ => lost.gap,
+        };
+        self.go_to(stream, lost.behind)?;
+        self.position = self.position.plus(lost.fresh);
+        Ok(Step::Event(ReadEvent::Gap { gap, next: self.position }))
+    }
+
+    /// Lets the reader of a stream go on at a place.
+    fn go_to(&mut self, stream: Stream, place: (u64, u64)) -> Result<(), LogError> {
+        match &mut self.readers[stream.index()] {
+            Some(reader) => reader.jump(place.0, place.1),
+            None => {
+                self.open_reader(stream, place, place.0)?;
+            }
+        }
+        Ok(())
     }
 
     /// Walks the journal to the place with `line` lines before it.
@@ -298,6 +370,7 @@ impl FileSource {
         let from = arrivals.taken[stream.index()];
         let mut plan = Plan {
             stream,
+            before: first.before,
             begin: (begin.lines, begin.line_start),
             until_line: first.after.of(stream).lines,
             end: first.after.of(stream).line_start,
@@ -308,6 +381,7 @@ impl FileSource {
             && let Walk::Next(next) = arrivals.next(moment.progress.journal, &moment.tail, io)?
             && next.arrival.stream == stream
             && matches!(next.arrival.what, What::Mark { .. })
+            && self.given_up(arrivals, &next).is_none()
         {
             plan.times.push(LineTime { from: LineNumber(plan.until_line + 1), time: next.after.time });
             plan.until_line = next.after.of(stream).lines;
@@ -317,42 +391,54 @@ impl FileSource {
         Ok(plan)
     }
 
-    /// Gives the next lines of a plan; `None` when it is done.
-    fn follow_plan(&mut self, plan: &Plan, moment: &Moment, io: Io) -> Result<Option<Step>, LogError> {
+    /// Gives the next lines of a plan.
+    fn follow_plan(&mut self, plan: &Plan, moment: &Moment, io: Io) -> Result<Followed, LogError> {
         let first = plan.times.first().map_or(0, |time| time.from.0 - 1);
         let stream = plan.stream;
         if self.readers[stream.index()].is_none() {
             self.open_reader(stream, plan.begin, first)?;
         }
-        let Some(reader) = &mut self.readers[stream.index()] else { return Ok(None) };
-        let lines = plan.until_line.saturating_sub(reader.line()).min(self.left);
+        let Some(reader) = &mut self.readers[stream.index()] else { return Ok(Followed::Done) };
+        let (line, place) = (reader.line(), reader.place());
+        let lines = plan.until_line.saturating_sub(line).min(self.left);
         if lines == 0 {
-            if reader.line() == plan.until_line && reader.offset() != plan.end {
+            if line == plan.until_line && reader.offset() != plan.end {
                 // The log has more ends of lines than the journal knows; the journal says where the next begins.
                 reader.jump(plan.until_line, plan.end);
             }
-            return Ok(None);
+            return Ok(Followed::Done);
         }
         let gaps = moment.gaps_of(stream);
-        match reader.next(Reach { lines, end: plan.end, ended: false, gaps: &gaps }, io)? {
+        Ok(match reader.next(Reach { lines, end: plan.end, ended: false, gaps: &gaps }, io)? {
             Taken::Lines(mut batch) => {
                 batch.times = times_of(&plan.times, batch.first_line, batch.lines);
-                Ok(Some(self.give(batch)))
+                Followed::Step(self.give(batch))
             }
-            Taken::Gap(_) => self.follow_plan(plan, moment, io),
-            Taken::WouldBlock => Ok(Some(Step::WouldBlock)),
-            Taken::Missing if io == Io::CachedOnly => Ok(Some(Step::WouldBlock)),
-            Taken::Damaged(line, offset) if line < plan.until_line => {
-                if line <= reader.line() {
-                    reader.pass_over(line, offset);
+            Taken::Gap(_) => return self.follow_plan(plan, moment, io),
+            Taken::Cut(_) => {
+                match place {
+                    Some(place) => reader.jump(place.lines, place.offset),
+                    None => self.readers[stream.index()] = None,
+                }
+                Followed::GivenUp(line)
+            }
+            Taken::WouldBlock => Followed::Step(Step::WouldBlock),
+            Taken::Missing if io == Io::CachedOnly => Followed::Step(Step::WouldBlock),
+            Taken::Damaged(damaged, offset) if damaged < plan.until_line => {
+                if damaged <= reader.line() {
+                    reader.pass_over(damaged, offset);
                     return self.follow_plan(plan, moment, io);
                 }
-                Ok(self.missing(stream, (line, offset)))
+                self.missing(stream, (damaged, offset)).map_or(Followed::Done, Followed::Step)
             }
-            Taken::Damaged(..) => Ok(self.missing(stream, (plan.until_line, plan.end))),
+            Taken::Damaged(..) => {
+                self.missing(stream, (plan.until_line, plan.end)).map_or(Followed::Done, Followed::Step)
+            }
             // There is no end of a line where the journal says that there was one.
-            Taken::Missing | Taken::Nothing => Ok(self.missing(stream, (plan.until_line, plan.end))),
-        }
+            Taken::Missing | Taken::Nothing => {
+                self.missing(stream, (plan.until_line, plan.end)).map_or(Followed::Done, Followed::Step)
+            }
+        })
     }
 
     /// Gives a hole; a reader that begins within it is told of all of it, and counts on from where it began.
@@ -373,13 +459,7 @@ impl FileSource {
             bytes: next.arrival.bytes,
             reason,
         };
-        let behind = (next.after.of(stream).lines, next.after.of(stream).line_start);
-        match &mut self.readers[stream.index()] {
-            Some(reader) => reader.jump(behind.0, behind.1),
-            None => {
-                self.open_reader(stream, behind, behind.0)?;
-            }
-        }
+        self.go_to(stream, (next.after.of(stream).lines, next.after.of(stream).line_start))?;
         self.position = self.position.plus(fresh);
         Ok(Step::Event(ReadEvent::Gap { gap, next: self.position }))
     }
@@ -442,6 +522,14 @@ impl FileSource {
     }
 }
 
+/// What became of a plan.
+enum Followed {
+    Step(Step),
+    Done,
+    /// What comes next was given up; so many lines of the stream were given before.
+    GivenUp(u64),
+}
+
 enum Sought {
     Found,
     NotYet,
@@ -485,6 +573,43 @@ impl Source for FileSource {
             }
         }
         Ok(self.end().map_or(Step::CaughtUp, |end| Step::Event(ReadEvent::End(end))))
+    }
+}
+
+impl JournalOrder {
+    /// Adds what of an arrival is given up to what is to be told of its stream, and takes it. `reader` is where the
+    /// stream's reader is.
+    fn note_loss(&mut self, next: &Next, cut: &Cut, reader: Option<Place>) {
+        let stream = next.arrival.stream;
+        let (before, after) = (next.before.of(stream), next.after.of(stream));
+        // Cuts are made between marks; of one that is not, a part is told.
+        let taken = &mut self.arrivals.taken[stream.index()];
+        let overtaken = reader.filter(|place| place.lines == *taken);
+        let begin = overtaken.unwrap_or(Place {
+            lines: before.lines.max(cut.begin.lines),
+            offset: before.line_start.max(cut.begin.offset),
+        });
+        let end = (after.lines.min(cut.end.lines), after.line_start.min(cut.end.offset));
+        let lost = self.given_up[stream.index()].get_or_insert(Lost {
+            gap: Gap {
+                stream,
+                after: LineNumber(begin.lines),
+                lines: 0,
+                bytes: 0,
+                reason: GapReason::RunSizeCap,
+            },
+            fresh: 0,
+            behind: end,
+            is_rest: begin.lines > cut.begin.lines && overtaken.is_some(),
+        });
+        lost.gap.lines += end.0 - begin.lines;
+        lost.gap.bytes += match next.arrival.what {
+            What::Mark { .. } => end.1 - begin.offset,
+            What::Gap(_) => next.arrival.bytes,
+        };
+        lost.fresh += end.0 - *taken;
+        lost.behind = end;
+        *taken = end.0;
     }
 }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::time::{Duration, SystemTime};
 
 use crate::error::LogError;
-use crate::index::progress::{Checkpointer, Checkpoints, GapAt, MAX_GAPS, Progress, Resume};
+use crate::index::progress::{Checkpointer, Checkpoints, Cuts, GapAt, MAX_GAPS, Progress, Resume};
 use crate::journal::{Arrival, Record, What};
 use crate::layout::{RunFolder, metadata_of};
 use crate::line::{LineNumber, Stream, UnixMicros};
@@ -26,6 +26,7 @@ pub(crate) struct Tracker {
     pub(crate) source: Source,
     pub(crate) progress: Progress,
     pub(crate) checkpointer: Checkpointer,
+    pub(crate) cuts: Cuts,
 }
 
 /// What tells how far the run has come.
@@ -88,6 +89,7 @@ impl Tracker {
                     source: Source::Journal(journal),
                     progress: Progress::start(run.started_at, behind),
                     checkpointer: Checkpointer::new(),
+                    cuts: Cuts::default(),
                 };
                 return Ok(match resume.filter(|resume| resume.started_at == run.started_at) {
                     Some(resume) => {
@@ -104,7 +106,8 @@ impl Tracker {
         }
         let run = plain_metadata(folder, id)?;
         let progress = Progress::start(run.started_at, 0);
-        Ok((Self { source: Source::Logs, progress, checkpointer: Checkpointer::new() }, run, Vec::new()))
+        let (checkpointer, cuts) = (Checkpointer::new(), Cuts::default());
+        Ok((Self { source: Source::Logs, progress, checkpointer, cuts }, run, Vec::new()))
     }
 
     /// Goes on at a place that the index keeps, if a record begins or the journal ends there: a record's checksum
@@ -116,6 +119,7 @@ impl Tracker {
         }
         self.progress = resume.progress;
         self.checkpointer = resume.checkpointer;
+        self.cuts = resume.cuts;
         Ok((self, resume.gaps))
     }
 
@@ -170,6 +174,13 @@ impl Tracker {
                     }
                     news.note(self.checkpointer.after(arrival.stream, &self.progress));
                 }
+                Entry::Record(Record::Cut(further), behind) => {
+                    if !self.progress.give_up(&further) {
+                        return Ok(false);
+                    }
+                    self.progress.journal = behind;
+                    self.cuts.take(further.cut);
+                }
                 Entry::Record(Record::End(run), _) if news.is_ahead([run.stdout.bytes, run.stderr.bytes]) => {
                     return Ok(false);
                 }
@@ -196,7 +207,9 @@ impl Tracker {
                     Fetched::Bytes(bytes) if !bytes.is_empty() => self.count(stream, &bytes, news),
                     // The file still says how many lines end in what is damaged.
                     Fetched::Damaged(sound) if sound.offset > at.bytes => {
-                        let lines = (sound.lines + at.dropped_lines).saturating_sub(at.lines);
+                        // Of what was given up, the end of the last line is still there, and counted as lost.
+                        let twice = u64::from(self.cuts.of(stream).is_some());
+                        let lines = (sound.lines + at.dropped_lines).saturating_sub(at.lines + twice);
                         self.count_as(stream, lines, sound.offset - at.bytes, 0, news);
                     }
                     _ => break,
@@ -428,7 +441,8 @@ mod tests {
             let before = |at: &&GapAt| at.gap.after.0 + at.gap.lines <= progress.of(at.gap.stream).lines;
             let gaps = all.gaps.iter().filter(before).copied().collect();
             let checkpointer = Checkpointer::behind_a_place(next_offset);
-            found.push((Resume { started_at, progress, checkpointer, gaps }, index + 1));
+            let cuts = Cuts::default();
+            found.push((Resume { started_at, progress, checkpointer, gaps, cuts }, index + 1));
         }
         assert!(whole.progress.journal > 0);
         found

@@ -20,7 +20,7 @@ pub(super) struct Files {
     pub(super) journal: JournalWriter,
     pub(super) floor: Floor,
     /// Whether the end of the run waits for the disk.
-    syncs: bool,
+    pub(super) syncs: bool,
     /// How far the logs and the journal were when they were last synced while the run went on.
     pub(super) synced: [u64; 3],
 }

@@ -6,10 +6,11 @@ use std::sync::Weak;
 
 use memchr::memchr;
 
+use super::cap::RunCap;
 use super::files::Files;
 use super::hole::Hole;
 use crate::error::LogError;
-use crate::index::progress::{Checkpointer, Checkpoints, GapAt, Progress, before_line_at};
+use crate::index::progress::{Checkpointer, Checkpoints, Cuts, GapAt, Progress, before_line_at};
 use crate::journal::{Arrival, What};
 use crate::line::{LineNumber, Stream, UnixMicros};
 use crate::logfile::{count_lines, whole_lines};
@@ -42,6 +43,8 @@ pub(super) struct WriterHalf {
     pub(super) holes: [Option<Hole>; 2],
     /// Holes that were closed and not published yet.
     pub(super) gaps: Vec<GapAt>,
+    pub(super) cuts: Cuts,
+    pub(super) cap: Option<RunCap>,
     pub(super) found: Vec<Checkpoints>,
     /// Whether to keep checkpoints for an index.
     indexed: bool,
@@ -71,6 +74,8 @@ impl WriterHalf {
             last_write: UnixMicros::default(),
             holes: [None; 2],
             gaps: Vec::new(),
+            cuts: Cuts::default(),
+            cap: None,
             found: Vec::new(),
             indexed,
             appends: Appends::new(),
@@ -162,7 +167,7 @@ impl WriterHalf {
     }
 
     /// Cuts off what stands behind the last whole line that was kept.
-    fn cut_to_line_start(&mut self, stream: Stream) -> bool {
+    pub(super) fn cut_to_line_start(&mut self, stream: Stream) -> bool {
         self.cut_back(stream, self.progress.of(stream).line_start)
     }
 
@@ -257,18 +262,28 @@ impl WriterHalf {
     pub(super) fn arrived(&mut self, stream: Stream, mut bytes: &[u8], now: UnixMicros) {
         while !bytes.is_empty() {
             let at = *self.progress.of(stream);
-            let split = before_line_at(self.next_split[stream.index()], at.bytes, bytes);
+            let checkpoint = before_line_at(self.next_split[stream.index()], at.bytes, bytes);
+            let of_cap = self.cap.as_ref().and_then(|cap| cap.split(stream, &self.progress, bytes));
+            let split = checkpoint.into_iter().chain(of_cap).min();
             let (piece, rest) = bytes.split_at(split.unwrap_or(bytes.len()));
             let lines = count_lines(piece);
             let unterminated = match lines {
                 0 => at.unterminated() + piece.len() as u64,
                 _ => (piece.len() - whole_lines(piece)) as u64,
             };
-            self.mark(stream, lines, piece.len() as u64, unterminated, now);
+            if !piece.is_empty() {
+                self.mark(stream, lines, piece.len() as u64, unterminated, now);
+            }
             if split.is_some() {
                 self.seal_open_mark();
-                self.next_split[stream.index()] =
-                    self.progress.of(stream).line_start + Checkpointer::EVERY_BYTES;
+                let line_start = self.progress.of(stream).line_start;
+                let next = &mut self.next_split[stream.index()];
+                if line_start >= *next {
+                    *next = line_start + Checkpointer::EVERY_BYTES;
+                }
+                if let Some(cap) = &mut self.cap {
+                    cap.has_split(stream, &self.progress, rest.len());
+                }
             }
             bytes = rest;
         }

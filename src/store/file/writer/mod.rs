@@ -2,14 +2,17 @@
 
 #[cfg(test)]
 mod bounds;
+mod cap;
 mod files;
 mod half;
 mod hole;
 #[cfg(test)]
 mod tests;
 
+use std::slice::Chunks;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use cap::{GivenUp, RunCap};
 use files::Files;
 use half::WriterHalf;
 use hole::Hole;
@@ -52,7 +55,8 @@ impl OwnRun {
         });
         let (files, folder) = made.inspect_err(|_| prepared.discard())?;
         let progress = Progress::start(started, files.journal.len());
-        let half = WriterHalf::new(files, progress, Checkpointer::new(), number.is_some());
+        let mut half = WriterHalf::new(files, progress, Checkpointer::new(), number.is_some());
+        half.cap = RunCap::new(options.max_run_bytes);
         Ok(Self { run: Arc::new(LiveRun::new(folder, number, run, progress, true)), half: Mutex::new(half) })
     }
 
@@ -63,11 +67,17 @@ impl OwnRun {
         checkpointer: Checkpointer,
         options: &FileStoreOptions,
     ) -> Result<Self, LogError> {
-        let progress = run.state().progress;
+        let (progress, cuts) = {
+            let state = run.state();
+            (state.progress, state.cuts)
+        };
         let log = |stream: Stream| AppendFile::open(run.folder.log(stream));
         let logs = [log(Stream::Stdout)?, log(Stream::Stderr)?];
         let files = Files::new(logs, JournalWriter::resume(journal), options);
-        let half = WriterHalf::new(files, progress, checkpointer, run.number.is_some());
+        let mut half = WriterHalf::new(files, progress, checkpointer, run.number.is_some());
+        half.cuts = cuts;
+        // The writer may have died before it did what it wrote down.
+        cuts.iter().for_each(|cut| half.punch(cut));
         Ok(Self { run, half: Mutex::new(half) })
     }
 
@@ -92,10 +102,47 @@ impl OwnRun {
         if half.files.is_none() {
             return Err(finished(&self.run.id));
         }
+        let (result, rows_wait) = match half.cap.as_ref().map(RunCap::piece) {
+            None => self.append_piece(&mut half, stream, bytes, now),
+            Some(piece) => self.append_within_cap(&mut half, stream, bytes.chunks(piece), now),
+        };
+        result.map(|()| Appended { mark_waits: half.mark_waits(), rows_wait })
+    }
+
+    fn append_piece(
+        &self,
+        half: &mut WriterHalf,
+        stream: Stream,
+        bytes: &[u8],
+        now: UnixMicros,
+    ) -> (Result<(), LogError>, usize) {
         let result = half.append(stream, bytes, now);
         half.write_marks_if_due(now);
-        let rows_wait = self.publish(&mut half);
-        result.map(|()| Appended { mark_waits: half.mark_waits(), rows_wait })
+        (result, self.publish(half))
+    }
+
+    /// The same in pieces, behind each of which the run is as large as it may be at most.
+    fn append_within_cap(
+        &self,
+        half: &mut WriterHalf,
+        stream: Stream,
+        pieces: Chunks<'_, u8>,
+        now: UnixMicros,
+    ) -> (Result<(), LogError>, usize) {
+        let (mut result, mut rows_wait) = (Ok(()), 0);
+        for piece in pieces {
+            let (appended, rows) = self.append_piece(half, stream, piece, now);
+            result = result.and(appended);
+            rows_wait = rows;
+            while let Some(given_up) = half.give_up(now) {
+                // Readers know of it before it is gone.
+                rows_wait = self.publish(half);
+                if let GivenUp::Middle(cut) = given_up {
+                    half.punch(cut);
+                }
+            }
+        }
+        (result, rows_wait)
     }
 
     /// Notes bytes that are in the log already but not in the journal: what a dead writer left behind.
@@ -202,6 +249,8 @@ impl OwnRun {
             half.progress.count_since(&state.progress, &half.appends);
             state.progress = half.progress;
             state.progress.journal = half.written.journal;
+            state.waiting.dirty |= state.cuts != half.cuts;
+            state.cuts = half.cuts;
             state.tail.clear();
             state.tail.extend(half.unwritten.iter().copied());
             state.tail.extend(half.open.map(|mark| mark.arrival));

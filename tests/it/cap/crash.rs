@@ -1,0 +1,190 @@
+//! Writers that die while they give something up, and disks that can't do it.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::thread;
+use std::time::Duration;
+
+use databuild_logs::{RunQuery, StateKind};
+use rustix::process::Signal;
+
+use super::*;
+use crate::power::make_old;
+use crate::support::cli::{Databuild, Running, until};
+
+const CAP: u64 = 300_000;
+
+/// Opens a folder in which writers died, looks at a run, and closes it; how many lines are known of it.
+async fn recovered(logs: &Path, run: &str) -> [u64; 2] {
+    let store = FileLogStore::open(logs, capped(0)).unwrap();
+    assert!(!store.runs(&RunQuery::default()).unwrap().runs.is_empty());
+    let known = store.run(&id(run)).unwrap();
+    assert_eq!(known.state.kind(), StateKind::Lost);
+    let printed = [known.stdout.lines, known.stderr.lines];
+    check_run(&store, run, printed).await;
+    store.close().unwrap();
+    printed
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_that_is_killed_at_any_moment_leaves_a_run_that_is_read_right() {
+    for round in 0..25 {
+        let databuild = Databuild::new().with("DATABUILD_LOG_MAX_RUN_SIZE_MB", "0.3");
+        let logs = databuild.home.path().join("logs");
+        let mut command = databuild.command(&["run", "--quiet", "--id", "r", "--", "cat"]);
+        let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+        let mut input = child.stdin.take().unwrap();
+        let job = Running::new(child);
+        let log = logs.join("job_runs/r/stdout.log");
+        until(|| log.exists(), || "the run does not begin".to_owned());
+        let printing = thread::spawn(move || {
+            let mut printed = 0;
+            loop {
+                let text: String = (printed + 1..=printed + 100).map(|n| line(OUT, n) + "\n").collect();
+                if input.write_all(text.as_bytes()).is_err() {
+                    return printed;
+                }
+                printed += 100;
+            }
+        });
+        until(|| fs::metadata(&log).unwrap().len() > 2 * CAP, || "it does not print".to_owned());
+        thread::sleep(Duration::from_micros(round * 777));
+        job.signal(Signal::KILL);
+        drop(job);
+        let printed = printing.join().unwrap();
+        let [known, _] = recovered(&logs, "r").await;
+        assert!(known <= printed + 100, "{known} of {printed}");
+        assert!(blocks(&logs, "r") <= CAP + 64 * 1024 + 4 * 4096, "{}", blocks(&logs, "r"));
+        check_folder(&logs);
+    }
+}
+
+/// A copy of the files of a run that is being written: its writer holds no lock on them.
+fn copy_of(folder: &Path) -> (tempfile::TempDir, PathBuf) {
+    let copy = tempfile::tempdir().unwrap();
+    let run = copy.path().join("job_runs/r");
+    fs::create_dir_all(&run).unwrap();
+    for name in ["stdout.log", "stderr.log", "journal"] {
+        fs::copy(folder.join("job_runs/r").join(name), run.join(name)).unwrap();
+    }
+    (copy, run)
+}
+
+#[tokio::test]
+async fn what_was_written_down_and_not_done_is_done_by_who_recovers_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = FileLogStore::open_folder(folder.path(), capped(CAP)).unwrap();
+    let mut job = Job::start(&store, "r");
+    job.print_bytes(OUT, 5 * CAP);
+    job.print_bytes(ERR, 3 * CAP);
+    job.writer.flush().unwrap();
+    let (copy, run) = copy_of(folder.path());
+    for stream in Stream::BOTH {
+        let part = store.given_up(&id("r"), stream).unwrap().unwrap();
+        let log = File::options().write(true).open(run.join(format!("{stream}.log"))).unwrap();
+        // As it was before it was freed.
+        let whole = vec![b'x'; usize::try_from(part.end.0 - part.start.0 - 1).unwrap()];
+        log.write_all_at(&whole, part.start.0).unwrap();
+    }
+    assert!(blocks(copy.path(), "r") > 5 * CAP);
+    assert_eq!(recovered(copy.path(), "r").await, job.printed);
+    assert!(blocks(copy.path(), "r") <= CAP + 64 * 1024 + 6 * 4096);
+    check_folder(copy.path());
+}
+
+#[tokio::test]
+async fn after_a_power_cut_what_was_given_up_is_not_taken_for_what_was_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = FileLogStore::open_folder(folder.path(), capped(CAP)).unwrap();
+    let mut job = Job::start(&store, "r");
+    job.print_bytes(OUT, 5 * CAP);
+    job.print_bytes(ERR, 3 * CAP);
+    job.writer.flush().unwrap();
+    let (copy, run) = copy_of(folder.path());
+    make_old(&run);
+    assert_eq!(recovered(copy.path(), "r").await, job.printed);
+    check_folder(copy.path());
+}
+
+#[test]
+fn a_file_system_that_can_free_nothing_keeps_the_log_whole() {
+    let databuild = Databuild::new().with("DATABUILD_LOG_MAX_RUN_SIZE_MB", "0.3");
+    let trace = databuild.home.path().join("trace");
+    let options = ["--seccomp-bpf", "-e", "trace=fallocate", "-e", "inject=fallocate:error=EOPNOTSUPP"];
+    let script = "yes this line is printed over and over again | head -n 30000";
+    let args = ["run", "--quiet", "--id", "r", "--", "sh", "-c", script];
+    databuild.start_traced(&trace, &options, &args).done().code(0);
+    let logs = databuild.home.path().join("logs");
+    let log = fs::read_to_string(logs.join("job_runs/r/stdout.log")).unwrap();
+    assert_eq!(log, "this line is printed over and over again\n".repeat(30_000));
+    let traced = fs::read_to_string(trace).unwrap();
+    let tried = traced.lines().filter(|call| call.contains("PUNCH_HOLE")).count();
+    assert_eq!(tried, 1, "it is asked once");
+    let shown = databuild.run(&["logs", "r"]).code(0);
+    assert_eq!(shown.text(), log);
+}
+
+#[tokio::test]
+async fn a_disk_that_refuses_to_free_anything_costs_room_and_no_line() {
+    let databuild = Databuild::new().with("DATABUILD_LOG_MAX_RUN_SIZE_MB", "0.3");
+    let trace = databuild.home.path().join("trace");
+    // The first that is asked for is where nothing is; then some that would free something fail.
+    let logs = databuild.home.path().join("logs");
+    let log = logs.join("job_runs/r/stdout.log");
+    let options = [
+        "--seccomp-bpf",
+        "-P",
+        log.to_str().unwrap(),
+        "-e",
+        "trace=fallocate",
+        "-e",
+        "inject=fallocate:error=EIO:when=2..4",
+    ];
+    let script = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); echo this is line number $i of the job; done";
+    let args = ["run", "--quiet", "--id", "r", "--", "sh", "-c", script];
+    databuild.start_traced(&trace, &options, &args).done().code(0);
+    assert!(fs::read_to_string(trace).unwrap().contains("(INJECTED)"));
+    // What could not be freed was freed with what came next.
+    assert!(blocks(&logs, "r") <= CAP + 64 * 1024 + 4 * 4096);
+    let shown = databuild.run(&["logs", "r", "-n", "2"]).code(0);
+    assert_eq!(shown.text(), "this is line number 19999 of the job\nthis is line number 20000 of the job\n");
+}
+
+#[tokio::test]
+async fn without_its_journal_what_was_given_up_is_one_line_of_zeros_and_the_end_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = FileLogStore::open(folder.path(), capped(CAP)).unwrap();
+    let mut job = Job::start(&store, "r");
+    job.print_bytes(OUT, 5 * CAP);
+    let printed = job.printed[0];
+    let run = job.finish();
+    let part = store.given_up(&id("r"), OUT).unwrap().unwrap();
+    store.close().unwrap();
+    drop(store);
+    fs::remove_file(folder.path().join("index.redb")).unwrap();
+    fs::remove_file(folder.path().join("job_runs/r/journal")).unwrap();
+    let store = FileLogStore::open(folder.path(), capped(0)).unwrap();
+    let mut events = store.read(&id("r"), ReadOptions::new(View::STDOUT)).unwrap();
+    let mut lines = Vec::new();
+    while let Some(event) = events.next().await {
+        if let ReadEvent::Lines(batch) = event.unwrap() {
+            lines.extend(batch.lines().map(|line| (line.number.0, line.text.to_vec(), line.cut)));
+        }
+    }
+    // Nobody knows how many lines it was; `metadata.json` still says how many were printed.
+    assert_eq!(lines.len() as u64, printed - run.stdout.dropped_lines + 1);
+    let zeros = lines.iter().position(|(_, text, _)| text.contains(&0)).unwrap();
+    let (_, text, cut) = &lines[zeros];
+    let length = cut.map_or(text.len() as u64, |cut| cut.full_bytes);
+    assert_eq!(length, part.end.0 - part.start.0 - 1);
+    assert!(text.iter().all(|&byte| byte == 0));
+    for (at, (number, text, _)) in lines.iter().enumerate().filter(|(at, _)| *at != zeros) {
+        assert_eq!(*number, at as u64 + 1);
+        let printed_as = if at < zeros { *number } else { number + run.stdout.dropped_lines - 1 };
+        assert_eq!(String::from_utf8_lossy(text), line(OUT, printed_as));
+    }
+    assert_eq!(lines.last().unwrap().1, line(OUT, printed).as_bytes());
+}
