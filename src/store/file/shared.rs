@@ -112,7 +112,10 @@ impl Tracked {
     pub(crate) fn is_settled(&self, closing: bool) -> bool {
         match self {
             Self::Own(_) => true,
-            Self::Foreign(foreign) => !foreign.lacks_metadata() && (closing || !foreign.may_get_journal()),
+            Self::Foreign(foreign) if foreign.lacks_metadata() => false,
+            // Who opens the store next takes it up by its journal.
+            Self::Foreign(foreign) if closing => !foreign.has_got_journal(),
+            Self::Foreign(foreign) => !foreign.may_get_journal(),
         }
     }
 }
