@@ -17,6 +17,11 @@ fn journals() -> Vec<Vec<u8>> {
         let arrival = Arrival { after_micros, stream, lines: 300, bytes, what };
         arrival.encode(with_gaps.len() as u64, &mut with_gaps);
     }
+    let begin = Place { lines: 1, offset: 40 };
+    for end in [Place { lines: 200, offset: 90 }, Place { lines: 300, offset: u64::MAX }] {
+        let cut = Cut { stream: Stream::Stdout, begin, end };
+        CutFurther { cut, lines: 199, bytes: 50 }.encode(with_gaps.len() as u64, &mut with_gaps);
+    }
     let fixtures = ["ok", "failed", "lost"].map(|run| fixture(&format!("v1/job_runs/{run}/journal")));
     [with_gaps].into_iter().chain(fixtures).collect()
 }
@@ -66,6 +71,7 @@ fn check_journal(bytes: &[u8]) {
             Record::End(_) => END,
             Record::Arrival(Arrival { what: What::Mark { .. }, .. }) => MARK,
             Record::Arrival(Arrival { what: What::Gap(_), .. }) => GAP,
+            Record::Cut(_) => CUT,
         };
         assert_eq!(body[0] & KIND, kind);
         for cut in [0, 1, length / 3, length / 2, length - 1] {
@@ -73,8 +79,10 @@ fn check_journal(bytes: &[u8]) {
             assert!(matches!(torn, Parsed::Incomplete), "{torn:?} of {cut} of {length} bytes");
         }
         survives_its_bytes(&record);
-        if let Record::Arrival(arrival) = record {
-            follows(&mut progress, &mut checkpointer, &arrival);
+        match record {
+            Record::Arrival(arrival) => follows(&mut progress, &mut checkpointer, &arrival),
+            Record::Cut(further) => gives_up(&mut progress, &further),
+            Record::Start(_) | Record::End(_) => {}
         }
         at += length;
     }
@@ -92,6 +100,18 @@ fn follows(progress: &mut Progress, checkpointer: &mut Checkpointer, arrival: &A
     assert!(at.line_start <= at.bytes && at.totals().lines >= at.lines && progress.lines() >= at.lines);
     let found = checkpointer.after(arrival.stream, progress);
     assert!(found.line.is_none_or(|place| (place.line, place.offset) == (at.lines, at.line_start)));
+}
+
+/// Whatever is given up was there, and what comes next stands where it stood.
+fn gives_up(progress: &mut Progress, further: &CutFurther) {
+    let before = *progress;
+    let taken = progress.give_up(further);
+    assert!(taken || *progress == before, "what contradicts itself changes nothing");
+    let (at, was) = (progress.of(further.cut.stream), before.of(further.cut.stream));
+    assert_eq!((at.lines, at.bytes, at.line_start), (was.lines, was.bytes, was.line_start));
+    assert!(at.dropped_bytes >= was.dropped_bytes && at.dropped_lines >= was.dropped_lines);
+    let end = further.cut.end;
+    assert!(!taken || (end.lines <= at.lines && end.offset <= at.line_start));
 }
 
 #[test]

@@ -104,6 +104,18 @@ fn gap() -> impl Strategy<Value = GapAt> {
     )
 }
 
+fn cuts() -> impl Strategy<Value = Cuts> {
+    vec((stream(), any::<[u64; 4]>()), 0..3).prop_map(|cuts| {
+        let mut taken = Cuts::default();
+        for (stream, [line, other_line, offset, other_offset]) in cuts {
+            let begin = Place { lines: line.min(other_line), offset: offset.min(other_offset) };
+            let end = Place { lines: line.max(other_line), offset: offset.max(other_offset) };
+            taken.take(Cut { stream, begin, end });
+        }
+        taken
+    })
+}
+
 fn record() -> impl Strategy<Value = RunRecord> {
     let texts = || vec(any::<String>(), 0..4);
     let spec =
@@ -120,14 +132,16 @@ fn record() -> impl Strategy<Value = RunRecord> {
     let deps = (refs(), refs()).prop_map(|(impacted, missing)| MissingDeps { impacted, missing });
     let run = (spec, time(), state(), totals(), totals(), vec(deps, 0..3), any::<Option<String>>(), texts());
     let rest = any::<(bool, u64, bool)>();
-    (run, vec(gap(), 0..4), rest).prop_map(|(run, gaps, (has_journal, disk_bytes, compressed))| {
-        let (spec, started_at, state, stdout, stderr, missing_deps, note, other) = run;
-        let (id, command, building_partitions, labels, host, created_at) = spec;
-        let spec = RunSpec { id, command, building_partitions, labels, host, created_at };
-        let other = other.into_iter().map(|name| (name.clone(), name.into())).collect();
-        let run = JobMetadata { spec, started_at, state, stdout, stderr, missing_deps, note, other };
-        RunRecord { run, gaps, has_journal, disk_bytes, compressed }
-    })
+    (run, vec(gap(), 0..4), cuts(), rest).prop_map(
+        |(run, gaps, cuts, (has_journal, disk_bytes, compressed))| {
+            let (spec, started_at, state, stdout, stderr, missing_deps, note, other) = run;
+            let (id, command, building_partitions, labels, host, created_at) = spec;
+            let spec = RunSpec { id, command, building_partitions, labels, host, created_at };
+            let other = other.into_iter().map(|name| (name.clone(), name.into())).collect();
+            let run = JobMetadata { spec, started_at, state, stdout, stderr, missing_deps, note, other };
+            RunRecord { run, gaps, cuts, has_journal, disk_bytes, compressed }
+        },
+    )
 }
 
 fn value() -> impl Strategy<Value = Value> {
@@ -156,12 +170,16 @@ fn value() -> impl Strategy<Value = Value> {
 
 /// Values of all kinds, with the fixture's documents among them.
 fn samples() -> Vec<Value> {
+    let mut cuts = Cuts::default();
+    let (begin, end) = (Place { lines: 3, offset: 90 }, Place { lines: 300, offset: 70_000 });
+    cuts.take(Cut { stream: Stream::Stderr, begin, end });
     let mut samples: Vec<_> = ["ok", "failed", "plain"]
         .map(|run| {
             let run = serde_json::from_slice(&fixture(&format!("v1/job_runs/{run}/metadata.json"))).unwrap();
             Value::Run(Box::new(RunRecord {
                 run,
                 gaps: Vec::new(),
+                cuts,
                 has_journal: true,
                 disk_bytes: 4096,
                 compressed: false,

@@ -73,14 +73,20 @@ fn copy_of(folder: &Path) -> (tempfile::TempDir, PathBuf) {
     (copy, run)
 }
 
-#[tokio::test]
-async fn what_was_written_down_and_not_done_is_done_by_who_recovers_the_run() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = FileLogStore::open_folder(folder.path(), capped(CAP)).unwrap();
+/// A run in the middle of its life, of which something was given up.
+fn half_a_run(folder: &Path) -> (FileLogStore, Job) {
+    let store = FileLogStore::open_folder(folder, capped(CAP)).unwrap();
     let mut job = Job::start(&store, "r");
     job.print_bytes(OUT, 5 * CAP);
     job.print_bytes(ERR, 3 * CAP);
     job.writer.flush().unwrap();
+    (store, job)
+}
+
+#[tokio::test]
+async fn what_was_written_down_and_not_done_is_done_by_who_recovers_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, job) = half_a_run(folder.path());
     let (copy, run) = copy_of(folder.path());
     for stream in Stream::BOTH {
         let part = store.given_up(&id("r"), stream).unwrap().unwrap();
@@ -98,11 +104,7 @@ async fn what_was_written_down_and_not_done_is_done_by_who_recovers_the_run() {
 #[tokio::test]
 async fn after_a_power_cut_what_was_given_up_is_not_taken_for_what_was_lost() {
     let folder = tempfile::tempdir().unwrap();
-    let store = FileLogStore::open_folder(folder.path(), capped(CAP)).unwrap();
-    let mut job = Job::start(&store, "r");
-    job.print_bytes(OUT, 5 * CAP);
-    job.print_bytes(ERR, 3 * CAP);
-    job.writer.flush().unwrap();
+    let (_store, job) = half_a_run(folder.path());
     let (copy, run) = copy_of(folder.path());
     make_old(&run);
     assert_eq!(recovered(copy.path(), "r").await, job.printed);
