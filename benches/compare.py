@@ -38,6 +38,7 @@ def main():
     parser.add_argument("--lines", default=10_000_000, type=int, help="lines of big.log")
     parser.add_argument("--rounds", default=7, type=int, help="of bulk, rebuild and open")
     parser.add_argument("--runs", default=100_000, type=int, help="finished runs of evict and open; the smaller store of open has a hundredth")
+    parser.add_argument("--places", default=750, type=int, help="of each run's lines in the index, for the large index of open")
     parser.add_argument("--jobs", default=200, type=int, help="of many")
     parser.add_argument("--followers", default=50, type=int, help="of many")
     parser.add_argument("--rate", default=1_000, type=int, help="lines a second of each job of many")
@@ -185,8 +186,9 @@ def disk(bench):
 class Service:
     """`databuild serve` in a folder, for as long as it is needed."""
 
-    def __init__(self, bench, logs, variables=None):
+    def __init__(self, bench, logs, variables=None, poll=0.01):
         self.variables = variables
+        self.poll = poll
         self.command = [bench.databuild, "--log-dir", logs, "serve", "--listen", "127.0.0.1:0"]
         self.said = bench.folder / "service.txt"
 
@@ -196,7 +198,7 @@ class Service:
         while not (found := re.search(r"listening on http://127\.0\.0\.1:(\d+)", self.said.read_text())):
             if self.process.poll() is not None:
                 sys.exit(f"the service did not start: {self.said.read_text()}")
-            time.sleep(0.01)
+            time.sleep(self.poll)
         self.port = int(found[1])
         return self
 
@@ -258,32 +260,51 @@ def seconds_of(command):
 
 def open_after_kill(bench):
     """From the start of `databuild serve` until it listens, in stores whose service was killed."""
-    runs = (max(bench.options.runs // 100, 1), bench.options.runs)
-    stores = [bench.folder / f"runs-{count}" for count in runs]
-    for count, store in zip(runs, stores):
-        finished_runs(bench, store, count)
-    taken = [[], []]
+    few = Stored(bench, max(bench.options.runs // 100, 1))
+    many = Stored(bench, bench.options.runs)
+    by_turns(bench, few, many)
+    subprocess.run([bench.workload, "places", many.folder, str(bench.options.places)], check=True)
+    by_turns(bench, few, many)
+
+
+class Stored:
+    """A store with finished runs, whose service is killed again and again."""
+
+    def __init__(self, bench, count):
+        self.bench, self.count, self.lives = bench, count, 0
+        self.folder = bench.folder / f"runs-{count}"
+        finished_runs(bench, self.folder, count)
+
+    def open_and_kill(self):
+        """Milliseconds until the service listens. A job is recorded before it is killed, so that it has written."""
+        begin = time.monotonic()
+        with Service(self.bench, self.folder, poll=0.0002) as service:
+            took = (time.monotonic() - begin) * 1000
+            self.lives += 1
+            subprocess.run(self.bench.run(self.folder, f"live-{self.lives}", "true"), check=True)
+            service.wait_for_runs(1)
+            # Within 50 ms of its end a run is in the index.
+            time.sleep(0.2)
+            service.process.kill()
+        return took
+
+    def index_size(self):
+        return (self.folder / "index.redb").stat().st_size / 1e6
+
+
+def by_turns(bench, *stores):
+    taken = [[] for _ in stores]
     for round_number in range(bench.options.rounds + 1):
         for store, times in zip(stores, taken):
-            begin = time.monotonic()
-            service = subprocess.Popen(
-                [bench.databuild, "--log-dir", store, "serve", "--listen", "127.0.0.1:0"],
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            )
-            for line in service.stdout:
-                if "listening on" in line:
-                    break
+            took = store.open_and_kill()
             # Nobody was killed before the first.
             if round_number:
-                times.append((time.monotonic() - begin) * 1000)
-            service.kill()
-            service.wait()
-            service.stdout.close()
+                times.append(took)
     print(f"open after kill -9, {bench.options.rounds} rounds, milliseconds of the whole process until it listens:")
-    for count, store, times in zip(runs, stores, taken):
-        size = (store / "index.redb").stat().st_size / 1e6
-        print(f"  {count:7,} runs, index of {size:6.1f} MB  {statistics.median(times):6.1f}  ({spread(times)})")
-    print(f"  ratio {statistics.median(taken[1]) / statistics.median(taken[0]):.2f}")
+    for store, times in zip(stores, taken):
+        print(f"  {store.count:7,} runs, index of {store.index_size():7.1f} MB  "
+              f"{statistics.median(times):6.1f}  ({spread(times)})")
+    print(f"  ratio {statistics.median(taken[-1]) / statistics.median(taken[0]):.2f}")
 
 
 def finished_runs(bench, store, count):

@@ -1,7 +1,8 @@
 //! Not a bench: makes the workload for those who work on files, and a job's output at a given pace.
 //!
 //! `cargo bench --bench workload -- write PATH LINES`, or `… -- print LINES RATE BURST`: that many lines a second, so
-//! many of them a write.
+//! many of them a write. `… -- places FOLDER COUNT` makes the index of a log folder as large as if the log of each run
+//! had so many places.
 
 mod support;
 
@@ -16,6 +17,9 @@ fn main() -> io::Result<()> {
     match arguments[..] {
         ["write", path, lines] => workload::write(number(lines)?, &mut File::create(path)?),
         ["print", lines, rate, burst] => drip::print_paced(number(lines)?, number(rate)?, number(burst)?),
+        ["places", folder, count] => {
+            databuild_logs::add_places(folder.as_ref(), number(count)?).map_err(io::Error::other)
+        }
         _ => Ok(()),
     }
 }

@@ -31,7 +31,7 @@
 //! | `store/file/` | How are runs kept in files? See below. |
 //! | `store/buffered/`, `store/composite/` | How are appends gathered; how do several stores act as one? |
 //! | `store/conformance/` | What does every store have to do? |
-//! | `index/` | Where is line N, which runs are there? `schema` the tables, `codec` the bytes of a record, `progress` which places are kept, `checkpoints` their rows, `retention` which runs are oldest and what all take up, `committer` the thread that writes. |
+//! | `index/` | Where is line N, which runs are there? `schema` the tables, `codec` the bytes of a record, `progress` which places are kept, `checkpoints` their rows, `retention` which runs are oldest and what all take up, `committer` the thread that writes, `building` a new index beside the old one. |
 //! | `retention.rs` | Which runs are to be evicted, and why? The policy, and the plan from rows alone. |
 //! | `journal.rs` | What happened to a run, and when? The records and their bytes. |
 //! | `logfile/`, `layout.rs` | How is a file appended to and read, plain or compressed (`seekable` reads, `compress` makes, `frames` has the bytes); what are the files called? |
@@ -40,12 +40,13 @@
 //!
 //! In `store/file/`, a run in memory is a `LiveRun` (`live`): how far it has come, and a signal that it has come
 //! further. Whoever writes publishes there, whoever reads waits there, and neither knows the other. `writer` writes
-//! the runs of this process; `adopt` and `watch` see the runs of other processes; `shared` holds the runs in memory
-//! by id. `source` is a read of one run: `places` finds where it begins, `lines` cuts lines out of a log, `marks`
-//! says in which order they came, and `cuts` what is given up of a run that is too large, which `writer/cap.rs` decides.
-//! `commit` brings what waits to the index, and `list` lists. `evict` removes runs step by step, and `evictor` is the
-//! thread that sees when it is time; `compressor` is the thread that compresses runs some time after their end, and
-//! `compress` puts the files in their place. `handle` says who keeps a store open, and how its threads get at it.
+//! the runs of this process; `adopt` and `watch` see the runs of other processes, and `copied` tells whether somebody
+//! is just copying one; `shared` holds the runs in memory by id. `source` is a read of one run: `places` finds where
+//! it begins, `lines` cuts lines out of a log, `marks` says in which order they came, and `cuts` what is given up of a
+//! run that is too large, which `writer/cap.rs` decides. `commit` brings what waits to the index, and `list` lists.
+//! `evict` removes runs step by step, and `evictor` is the thread that sees when it is time; `compressor` is the thread
+//! that compresses runs some time after their end, and `compress` puts the files in their place. `handle` says who
+//! keeps a store open, and how its threads get at it.
 //!
 //! `migrations-docs/` has every byte on disk. `tests/it/` is one test binary, a file a subject. `benches/`
 //! measures.
@@ -172,7 +173,7 @@ pub use store::{
 pub use wire::{Cursor, Eof, GapNotice, InvalidCursor, LogLine, Problem, RunList};
 
 #[doc(hidden)]
-pub use store::EvictionBench;
+pub use store::{EvictionBench, add_places};
 
 /// The examples of `README.md`, so that they are compiled.
 #[cfg(all(doctest, feature = "cli"))]

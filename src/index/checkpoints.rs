@@ -17,18 +17,31 @@ pub(super) const PLACES_A_ROW: usize = 16;
 
 type Key = (RunNumber, u8, u64);
 
-/// Adds places: in rising order for each run and stream, however runs and streams alternate.
+/// Adds places. Of those that come twice, the later counts: a run that is taken up again finds some of them again.
 pub(super) fn put(
     transaction: &WriteTransaction,
     places: &[(RunNumber, LineCheckpoint)],
 ) -> Result<(), Failure> {
-    let mut of_streams = BTreeMap::<_, Vec<LineCheckpoint>>::new();
-    for (number, at) in places {
-        of_streams.entry((*number, at.stream)).or_default().push(*at);
-    }
+    let key = |(number, at): &(RunNumber, LineCheckpoint)| (*number, at.stream, at.line);
+    let mut sorted = Vec::new();
+    let places = match places.is_sorted_by(|one, next| key(one) < key(next)) {
+        true => places,
+        false => {
+            sorted.extend_from_slice(places);
+            sorted.sort_by_key(key);
+            sorted.dedup_by(|later, kept| {
+                let is_same = key(later) == key(kept);
+                if is_same {
+                    *kept = *later;
+                }
+                is_same
+            });
+            &sorted
+        }
+    };
     let mut table = transaction.open_table(schema::CHECKPOINTS)?;
-    for ((number, stream), places) in of_streams {
-        put_in_stream(&mut table, number, stream, places)?;
+    for places in places.chunk_by(|(one, at), (next, behind)| (one, at.stream) == (next, behind.stream)) {
+        put_in_stream(&mut table, places)?;
     }
     Ok(())
 }
@@ -36,24 +49,46 @@ pub(super) fn put(
 /// Most often adds to the last row. What is known from there on stays: places can be found again in parts.
 fn put_in_stream(
     table: &mut Table<'_, Key, &[u8]>,
-    number: RunNumber,
-    stream: Stream,
-    places: Vec<LineCheckpoint>,
+    places: &[(RunNumber, LineCheckpoint)],
 ) -> Result<(), Failure> {
-    let Some(first) = places.first() else { return Ok(()) };
-    let side = stream.index() as u8;
+    let Some(&(number, first)) = places.first() else { return Ok(()) };
+    let side = first.stream.index() as u8;
     let row = table.range((number, side, 0)..=(number, side, first.line))?.next_back().transpose()?;
     let from = row.map_or(first.line, |(key, _)| key.value().2);
     let range = (number, side, from)..=(number, side, u64::MAX);
-    let mut merged = BTreeMap::new();
+    let mut known = Vec::new();
     for row in table.range(range.clone())? {
         let (key, value) = row?;
-        merged.extend(self::places(key.value(), value.value())?.into_iter().map(|at| (at.line, at)));
+        known.extend(self::places(key.value(), value.value())?);
     }
-    merged.extend(places.into_iter().map(|at| (at.line, at)));
-    table.retain_in(range, |_, _| false)?;
-    let merged: Vec<_> = merged.into_values().collect();
-    merged.chunks(PLACES_A_ROW).try_for_each(|row| insert(table, number, row))
+    if !known.is_empty() {
+        table.retain_in(range, |_, _| false)?;
+    }
+    let before = known.partition_point(|at| at.line < first.line);
+    let mut merged: BTreeMap<_, _> = known.split_off(before).into_iter().map(|at| (at.line, at)).collect();
+    let places = places.iter().map(|(_, at)| *at);
+    if merged.is_empty() {
+        return insert_rows(table, number, known.into_iter().chain(places));
+    }
+    merged.extend(places.map(|at| (at.line, at)));
+    insert_rows(table, number, known.into_iter().chain(merged.into_values()))
+}
+
+/// Fills row after row.
+fn insert_rows(
+    table: &mut Table<'_, Key, &[u8]>,
+    number: RunNumber,
+    mut places: impl Iterator<Item = LineCheckpoint>,
+) -> Result<(), Failure> {
+    let mut row = Vec::with_capacity(PLACES_A_ROW);
+    loop {
+        row.clear();
+        row.extend(places.by_ref().take(PLACES_A_ROW));
+        if row.is_empty() {
+            return Ok(());
+        }
+        insert(table, number, &row)?;
+    }
 }
 
 fn insert(
@@ -177,8 +212,8 @@ mod tests {
                 let floor = all.iter().rfind(|at| at.line <= line).map(|at| (at.line, at.offset));
                 assert_eq!(index.line_floor(5, Stream::Stderr, line).unwrap(), floor, "line {line}");
             }
-            // Places that are found again change nothing.
-            let again = all[20..23].iter().map(|at| (5, *at)).collect();
+            // Places that are found again change nothing, also if they come twice.
+            let again = all[20..23].iter().chain(&all[18..22]).map(|at| (5, *at)).collect();
             index.commit(&Changes { lines: again, ..Changes::default() }).unwrap();
             assert_eq!((rows(&index).len(), held(&index)), (3, all));
         }

@@ -84,14 +84,6 @@ impl Index {
             Ok(())
         })
     }
-
-    /// Says that the index holds everything.
-    pub(crate) fn set_complete(&self) -> Result<(), LogError> {
-        self.write(|transaction| {
-            transaction.open_table(schema::META)?.insert(schema::COMPLETE, [1].as_slice())?;
-            Ok(())
-        })
-    }
 }
 
 fn put_runs(transaction: &WriteTransaction, runs: &[(RunNumber, RunRecord)]) -> Result<(), Failure> {

@@ -32,6 +32,8 @@ pub(crate) struct Index {
     held: RwLock<Held>,
     /// What the last failure says of the database.
     ailment: Mutex<Option<Ailment>>,
+    /// Whether nothing of the index counts yet.
+    is_being_built: bool,
 }
 
 #[derive(Debug)]
@@ -47,7 +49,7 @@ struct Held {
 
 /// A database that does no harm when it is let go of: a damaged one can panic then.
 #[derive(Debug)]
-struct Guarded(Option<Database>);
+pub(super) struct Guarded(Option<Database>);
 
 impl Guarded {
     const fn get(&self) -> Option<&Database> {
@@ -96,7 +98,7 @@ pub(super) fn damaged(error: Damaged) -> Failure {
 }
 
 impl Failure {
-    fn describe(&self) -> String {
+    pub(super) fn describe(&self) -> String {
         match self {
             Self::Database(error) => error.to_string(),
             Self::Damaged(damaged) => damaged.to_string(),
@@ -125,14 +127,14 @@ impl Index {
         let lock = StoreLock::take(&path)?;
         let database = match open_existing(&path) {
             Ok(Some(database)) => database,
-            Ok(None) => create(&path)?,
+            Ok(None) => create_complete(&path)?,
             Err(LogError::Index { detail, .. }) => {
                 quarantine(&path, &detail)?;
-                create(&path)?
+                create_complete(&path)?
             }
             Err(error) => return Err(error),
         };
-        Ok(Self::of(path, database, Some(lock)))
+        Ok(Self::of(path, database, Some(lock), false))
     }
 
     /// Opens an index as it is; `None` if there is none. The caller has its lock.
@@ -142,18 +144,17 @@ impl Index {
     /// [`LogError::InUse`] if another process has it open, [`LogError::Index`] if it can't be used, or what the
     /// disk said.
     pub(crate) fn open_as_it_is(path: PathBuf) -> Result<Option<Self>, LogError> {
-        Ok(open_existing(&path)?.map(|database| Self::of(path, database, None)))
+        Ok(open_existing(&path)?.map(|database| Self::of(path, database, None, false)))
     }
 
-    /// Makes an empty index that does not count as one until it is [complete](Self::set_complete).
-    pub(crate) fn build(path: PathBuf) -> Result<Self, LogError> {
-        let database = create_incomplete(&path)?;
-        Ok(Self::of(path, database, None))
-    }
-
-    fn of(path: PathBuf, database: Guarded, lock: Option<StoreLock>) -> Self {
+    pub(super) fn of(
+        path: PathBuf,
+        database: Guarded,
+        lock: Option<StoreLock>,
+        is_being_built: bool,
+    ) -> Self {
         let held = Held { file: file_at(&path), database: Some(database), lock, closed: false };
-        Self { path, held: RwLock::new(held), ailment: Mutex::new(None) }
+        Self { path, held: RwLock::new(held), ailment: Mutex::new(None), is_being_built }
     }
 
     /// Closes the database cleanly; a small one gives back what it does not use. Every later call says that the index
@@ -190,6 +191,10 @@ impl Index {
             Ok(sound) => sound.map_err(|error| self.error(error.to_string())),
             Err(_) => Err(self.error(GAVE_UP.to_owned())),
         }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     fn held_alone(&self) -> RwLockWriteGuard<'_, Held> {
@@ -239,7 +244,7 @@ impl Index {
         &self,
         change: impl FnOnce(&WriteTransaction) -> Result<T, Failure>,
     ) -> Result<T, LogError> {
-        self.guarded(|database| write(database, change))
+        self.guarded(|database| write(database, !self.is_being_built, change))
     }
 
     /// Makes an index that failed usable again, and one whose file is no longer there. When it is empty then, and
@@ -295,14 +300,14 @@ impl Index {
         } else {
             tracing::error!(path = %self.path.display(), "the index is gone and is made anew");
         }
-        let database = create(&self.path)?;
+        let database = create_complete(&self.path)?;
         held.file = file_at(&self.path);
         held.database = Some(database);
         if !stones.is_empty()
             && let Some(database) = held.database.as_ref().and_then(Guarded::get)
         {
             let kept = Changes { tombstones: stones, ..Changes::default() };
-            if let Err(failure) = write(database, |transaction| kept.put(transaction)) {
+            if let Err(failure) = write(database, true, |transaction| kept.put(transaction)) {
                 tracing::error!(error = failure.describe(), "what is known of evicted runs is lost");
             }
         }
@@ -313,15 +318,16 @@ impl Index {
 /// How many indexes that were moved aside are kept.
 const KEPT_ASIDE: usize = 3;
 
-const GAVE_UP: &str = "the database gave up on a damaged page";
+pub(super) const GAVE_UP: &str = "the database gave up on a damaged page";
 
 fn write<T>(
     database: &Database,
+    quick_repair: bool,
     change: impl FnOnce(&WriteTransaction) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
     let mut transaction = database.begin_write()?;
     // Measured: reopening 1 GB after a kill takes 6 to 14 ms with it, seconds without.
-    transaction.set_quick_repair(true);
+    transaction.set_quick_repair(quick_repair);
     let value = change(&transaction)?;
     transaction.commit()?;
     Ok(value)
@@ -333,18 +339,32 @@ fn tombstones_of(database: &Database) -> Vec<Tombstone> {
     catch_unwind(AssertUnwindSafe(look)).ok().and_then(Result::ok).unwrap_or_default()
 }
 
+/// Whether there is a file that may be a database.
+pub(super) fn is_there(path: &Path) -> Result<bool, LogError> {
+    match fs::metadata(path) {
+        Ok(file) if file.len() == 0 => {
+            Err(LogError::Index { path: path.to_owned(), detail: "the file is empty".to_owned() })
+        }
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(LogError::io("looking at", path)(error)),
+    }
+}
+
 /// Opens the database that is there; `None` if there is none.
 fn open_existing(path: &Path) -> Result<Option<Guarded>, LogError> {
-    let unusable = |detail: String| LogError::Index { path: path.to_owned(), detail };
-    match fs::metadata(path) {
-        Ok(file) if file.len() == 0 => return Err(unusable("the file is empty".to_owned())),
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(LogError::io("looking at", path)(error)),
+    if !is_there(path)? {
+        return Ok(None);
     }
-    let guarded = with_builder(path, |builder| builder.open(path))?;
+    let guarded = Guarded(Some(with_builder(path, |builder| builder.open(path))?));
+    let usable = guarded.get().map_or(Ok(()), check);
+    usable.map_err(|detail| LogError::Index { path: path.to_owned(), detail })?;
+    Ok(Some(guarded))
+}
+
+/// Why a database is not an index that can be used, if it is not.
+pub(super) fn check(database: &impl ReadableDatabase) -> Result<(), String> {
     let look = || -> Result<_, Failure> {
-        let Some(database) = guarded.get() else { return Err(damaged(Damaged)) };
         let transaction = database.begin_read()?;
         // An index of an earlier day of this format has no such table.
         transaction.open_table(schema::PINNED)?;
@@ -353,33 +373,32 @@ fn open_existing(path: &Path) -> Result<Option<Guarded>, LogError> {
         Ok((format, meta.get(schema::COMPLETE)?.is_some()))
     };
     let (format, complete) = match catch_unwind(AssertUnwindSafe(look)) {
-        Ok(Ok(found)) => found,
-        Ok(Err(failure)) => return Err(unusable(failure.describe())),
-        Err(_) => return Err(unusable(GAVE_UP.to_owned())),
+        Ok(found) => found.map_err(|failure| failure.describe())?,
+        Err(_) => return Err(GAVE_UP.to_owned()),
     };
     if format.as_deref() != Some(&FORMAT_VERSION.to_le_bytes()) {
-        return Err(unusable(format!("is of format {format:?}, this program writes {FORMAT_VERSION}")));
+        return Err(format!("is of format {format:?}, this program writes {FORMAT_VERSION}"));
     }
-    if !complete {
-        return Err(unusable("was not made to its end".to_owned()));
-    }
-    Ok(Some(guarded))
+    if complete { Ok(()) } else { Err("was not made to its end".to_owned()) }
 }
 
-fn create(path: &Path) -> Result<Guarded, LogError> {
-    let created = create_incomplete(path)?;
-    write_first(path, &created, |transaction| {
-        transaction.open_table(schema::META)?.insert(schema::COMPLETE, [1].as_slice())?;
-        Ok(())
-    })?;
-    Ok(created)
+fn create_complete(path: &Path) -> Result<Guarded, LogError> {
+    create(path, true, |builder| builder.create(path))
 }
 
-fn create_incomplete(path: &Path) -> Result<Guarded, LogError> {
-    let created = with_builder(path, |builder| builder.create(path))?;
-    write_first(path, &created, |transaction| {
+/// Makes an empty database; whether it counts as an index already says `complete`.
+pub(super) fn create(
+    path: &Path,
+    complete: bool,
+    make: impl FnOnce(&Builder) -> Result<Database, DatabaseError>,
+) -> Result<Guarded, LogError> {
+    let created = Guarded(Some(with_builder(path, make)?));
+    let fill = |transaction: &WriteTransaction| {
         let mut meta = transaction.open_table(schema::META)?;
         meta.insert(schema::FORMAT, FORMAT_VERSION.to_le_bytes().as_slice())?;
+        if complete {
+            meta.insert(schema::COMPLETE, [1].as_slice())?;
+        }
         transaction.open_table(schema::RUN_IDS)?;
         transaction.open_table(schema::RUNS)?;
         transaction.open_table(schema::LIVE)?;
@@ -392,28 +411,22 @@ fn create_incomplete(path: &Path) -> Result<Guarded, LogError> {
         transaction.open_table(schema::TOMBSTONES)?;
         transaction.open_table(schema::TOMBSTONE_TIMES)?;
         Ok(())
-    })?;
+    };
+    let written = created.get().map_or(Ok(()), |database| write(database, complete, fill));
+    written.map_err(|failure| LogError::Index { path: path.to_owned(), detail: failure.describe() })?;
     Ok(created)
 }
 
-fn write_first(
+/// Has redb open or make a database, with a cache of our size.
+pub(super) fn with_builder<T>(
     path: &Path,
-    created: &Guarded,
-    change: impl FnOnce(&WriteTransaction) -> Result<(), Failure>,
-) -> Result<(), LogError> {
-    let written = created.get().map_or(Ok(()), |database| write(database, change));
-    written.map_err(|failure| LogError::Index { path: path.to_owned(), detail: failure.describe() })
-}
-
-fn with_builder(
-    path: &Path,
-    open: impl FnOnce(&Builder) -> Result<Database, DatabaseError>,
-) -> Result<Guarded, LogError> {
+    open: impl FnOnce(&Builder) -> Result<T, DatabaseError>,
+) -> Result<T, LogError> {
     let mut builder = Database::builder();
     builder.set_cache_size(CACHE_BYTES);
     let path = path.to_owned();
     match catch_unwind(AssertUnwindSafe(|| open(&builder))) {
-        Ok(Ok(database)) => Ok(Guarded(Some(database))),
+        Ok(Ok(opened)) => Ok(opened),
         Ok(Err(DatabaseError::DatabaseAlreadyOpen)) => Err(LogError::InUse { path }),
         Ok(Err(DatabaseError::Storage(StorageError::Io(error)))) if !is_damage(error.kind()) => {
             Err(LogError::io("opening", path)(error))

@@ -5,6 +5,7 @@
 //! the file grow. A commit syncs the disk, so only threads that may wait commit: the [`Committer`]'s, the opening of a
 //! store, and whoever evicts or pins a run.
 
+mod building;
 mod checkpoints;
 pub(crate) mod codec;
 mod commit;

@@ -109,6 +109,10 @@ impl Progress {
     }
 }
 
+/// The most holes of a run that are kept in memory and in the index: the first ones. A disk that is full on and off for
+/// days leaves more of them; who reads such a run goes by its journal, which has them all.
+pub(crate) const MAX_GAPS: usize = 1024;
+
 impl Progress {
     /// Takes in what is given up of a log. A cut that contradicts what came before (it takes what is not there) changes
     /// nothing and gives `false`.

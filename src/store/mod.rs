@@ -27,8 +27,8 @@ pub use buffered::{BufferOptions, BufferedLogStore};
 pub use composite::{CompositeLogStore, CompositeOptions, Member, MemberHealth, MemberMode};
 pub use file::{
     CheckOptions, CheckReport, Durability, EvictionBench, FileLogStore, FileStoreOptions, Finding,
-    FindingKind, RebuildProgress, RebuildReport, Repair, UnreadableRun, check_index, compact_index,
-    dump_index, rebuild_index,
+    FindingKind, RebuildProgress, RebuildReport, Repair, UnreadableRun, add_places, check_index,
+    compact_index, dump_index, rebuild_index,
 };
 pub use memory::MemoryLogStore;
 pub use read::{Batch, CutLine, Line, LineTime, Lines, ReadEnd, ReadEvent, ReadOptions, ReadStream, Start};

@@ -5,7 +5,6 @@ use std::collections::hash_map::RandomState;
 use std::fs;
 use std::hash::BuildHasher;
 use std::io::Write;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Stdio};
 use std::sync::Arc;
@@ -21,6 +20,7 @@ use futures_util::StreamExt;
 use rustix::process::Signal;
 
 use crate::power::make_old;
+use crate::support::address::HeldAddress;
 use crate::support::cli::{Databuild, Running, until};
 
 /// How often a loop kills: a few dozen seconds by default; `DATABUILD_TEST_KILLS=5000` for a night.
@@ -53,13 +53,8 @@ pub(crate) fn databuild() -> Databuild {
     Databuild::new().with("DATABUILD_LOG_MIN_FREE_MB", "0")
 }
 
-/// An address at which a service can come back after it was killed.
-fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
-}
-
-fn serve(databuild: &Databuild, address: &str) -> Running {
-    let service = databuild.start(&["serve", "--listen", address]);
+fn serve(databuild: &Databuild, address: &HeldAddress) -> Running {
+    let service = databuild.start(&["serve", "--listen", &address.to_string()]);
     service.wait_for("listening on http://");
     service
 }
@@ -157,7 +152,7 @@ async fn follow(client: Client, id: JobRunId, view: View) -> Followed {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_service_is_killed_over_and_over_and_no_follower_loses_or_repeats_a_line() {
     let databuild = databuild();
-    let address = free_address();
+    let address = HeldAddress::any();
     let mut random = Random::new();
     let mut service = serve(&databuild, &address);
     let jobs: Vec<_> = (0..3)
@@ -179,7 +174,7 @@ async fn the_service_is_killed_over_and_over_and_no_follower_loses_or_repeats_a_
         service.signal(Signal::KILL);
         drop(service);
         databuild.run(&["index", "check", "--deep"]).code(0);
-        service = databuild.start(&["serve", "--listen", &address]);
+        service = databuild.start(&["serve", "--listen", &address.to_string()]);
     }
     service.wait_for("listening on http://");
     let printed: Vec<_> = jobs.into_iter().map(|(id, job)| (id, job.end())).collect();
@@ -218,7 +213,7 @@ async fn a_killed_writer_leaves_a_run_that_is_lost_or_finished_and_never_half() 
     endless.done();
     let mut printed = vec![("whole".to_owned(), PRINTED), ("endless".to_owned(), 1)];
     // The first half dies under the eyes of a service, the second is found when one comes.
-    let mut service = Some(serve(&databuild, &free_address()));
+    let mut service = Some(serve(&databuild, &HeldAddress::any()));
     for n in 0..kills() {
         if n == kills() / 2 {
             drop(service.take());
@@ -388,7 +383,7 @@ async fn a_writer_killed_at_any_call_leaves_a_beginning_of_what_was_printed() {
 #[test]
 fn a_run_whose_writer_is_killed_is_told_as_lost_at_once() {
     let databuild = databuild();
-    let address = free_address();
+    let address = HeldAddress::any();
     let service = serve(&databuild, &address);
     let mut writer = databuild.start(&["run", "--id", "r", "--", "sh", "-c", "echo on; exec sleep 1000"]);
     assert_eq!(writer.line(), "on");
@@ -412,7 +407,7 @@ fn a_run_whose_writer_is_killed_is_told_as_lost_at_once() {
 #[test]
 fn a_second_service_on_the_same_folder_is_refused_and_hurts_nobody() {
     let databuild = databuild();
-    let address = free_address();
+    let address = HeldAddress::any();
     let _service = serve(&databuild, &address);
     databuild.start(&["serve", "--listen", "127.0.0.1:0"]).done().code(1).says("in use by another process");
     databuild.run(&["run", "--quiet", "--id", "r", "--", "echo", "still here"]).code(0);
@@ -423,7 +418,7 @@ fn a_second_service_on_the_same_folder_is_refused_and_hurts_nobody() {
 #[test]
 fn a_folder_that_is_moved_away_under_the_service_comes_back_whole() {
     let databuild = databuild();
-    let address = free_address();
+    let address = HeldAddress::any();
     let service = serve(&databuild, &address);
     let mut command = databuild.command(&["run", "--quiet", "--id", "r", "--", "sh", "-c", "cat; exit 3"]);
     let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
@@ -455,7 +450,7 @@ fn a_folder_that_is_moved_away_under_the_service_comes_back_whole() {
     );
     drop(service);
     // What was interrupted is completed by the next one.
-    let address = free_address();
+    let address = HeldAddress::any();
     let _service = serve(&databuild, &address);
     let asking = Databuild::asking(format!("http://{address}"));
     let done = asking.run(&["logs", "-f", "r"]).code(0).says("failed with exit code 3");

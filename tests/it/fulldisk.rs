@@ -375,3 +375,29 @@ async fn a_run_that_cannot_be_begun_is_refused_before_its_job_is_executed() {
         .collect();
     assert!(left.is_empty(), "{left:?}");
 }
+
+/// A run whose writer was killed behind the end of its journal gets its `metadata.json` by the service, which takes as
+/// long as the disk.
+#[test]
+fn while_a_disk_does_not_get_done_with_a_sync_the_run_is_read_and_others_go_on() {
+    let databuild = no_floor();
+    databuild.run(&["run", "--quiet", "--id", "r", "--", "echo", "one"]).code(0);
+    let (folder, trace) = (run_folder(&databuild, "r"), databuild.home.path().join("trace"));
+    fs::remove_file(folder.join("metadata.json")).unwrap();
+    let unfinished = folder.join(".metadata.json.new");
+    let delay = "inject=fsync,fdatasync:delay_enter=20000000";
+    let hangs =
+        ["--seccomp-bpf", "-e", "trace=fsync,fdatasync", "-e", delay, "-P", unfinished.to_str().unwrap()];
+    let service = databuild.start_traced(&trace, &hangs, &["serve", "--listen", "127.0.0.1:0"]);
+    service.wait_for("listening on ");
+    let url = service.stderr().split("listening on ").nth(1).unwrap().split(',').next().unwrap().to_owned();
+    let is_written = || fs::metadata(&unfinished).is_ok_and(|file| file.len() > 0);
+    until(is_written, || "no metadata.json is written".to_owned());
+    let asking = Databuild::asking(&url);
+    assert_eq!(asking.run(&["logs", "r"]).code(0).text(), "one\n");
+    let follower = asking.start(&["logs", "--follow", "s"]);
+    databuild.run(&["run", "--quiet", "--id", "s", "--", "echo", "two"]).code(0);
+    assert_eq!(follower.done().code(0).text(), "two\n");
+    assert!(!folder.join("metadata.json").exists(), "the sync went on all the while");
+    until(|| folder.join("metadata.json").exists(), || "it never gets done".to_owned());
+}

@@ -8,6 +8,7 @@ mod clock;
 mod composite;
 mod compress;
 mod conformance;
+mod copied;
 mod crash;
 mod damage;
 mod format;

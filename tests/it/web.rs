@@ -7,8 +7,9 @@ use databuild_logs::{
 };
 
 use crate::http::{exited, id};
+use crate::support::address::HeldAddress;
 use crate::support::browser::Browser;
-use crate::support::http::{ANY_PORT, Server};
+use crate::support::http::Server;
 use crate::support::stores::{Reopened, Scripted, batch};
 
 const TEXTS: &str = "[...document.querySelectorAll('#log .text')].map((line) => line.textContent)";
@@ -80,15 +81,15 @@ async fn a_restart_of_the_service_loses_and_repeats_no_line() {
         }
     };
     print(1..=50);
-    let server = Server::start_at(ANY_PORT, store.clone(), ServerOptions::default()).await;
-    let address = server.address;
+    let held = HeldAddress::any();
+    let server = Server::start_at(held.address, store.clone(), ServerOptions::default()).await;
     let browser = page(&server, "#/run/r/stdout").await;
     browser.until::<Vec<String>>(TEXTS, |lines| lines.len() == 50).await;
 
     server.stop().await.unwrap();
     browser.until::<String>(STATUS, |status| status.contains("Reconnecting")).await;
     print(51..=80);
-    let server = Server::start_at(address, store.clone(), ServerOptions::default()).await;
+    let server = Server::start_at(held.address, store.clone(), ServerOptions::default()).await;
     browser.until::<Vec<String>>(TEXTS, |lines| lines.len() >= 80).await;
     browser.until::<String>(STATUS, |status| status == "Following").await;
     print(81..=100);

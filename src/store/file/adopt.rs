@@ -1,5 +1,6 @@
 //! Runs that other processes write: found, followed, and ended when their writer is gone.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::LogError;
@@ -11,9 +12,12 @@ use crate::logfile::{AppendFile, Fetched, Io, ReadFile, length};
 use crate::meter::Appends;
 use crate::run::{JobMetadata, JobRunId, RunState};
 use crate::store::file::FileStoreOptions;
+use crate::store::file::copied;
 use crate::store::file::live::LiveRun;
 use crate::store::file::power;
-use crate::store::file::tracker::{News, SCAN_BYTES, Source, Tracker, last_touched, written_end};
+use crate::store::file::tracker::{
+    News, SCAN_BYTES, Source, Tracker, has_sound_journal, last_touched, written_end,
+};
 use crate::store::file::writer::{Loss, OwnRun};
 use crate::store::{Outcome, RunEnd};
 
@@ -22,6 +26,8 @@ use crate::store::{Outcome, RunEnd};
 pub(crate) struct ForeignRun {
     pub(crate) run: Arc<LiveRun>,
     tracker: Mutex<Tracker>,
+    /// Whether its journal is a copy of the one that a writer made, as far as can be told.
+    copied: AtomicBool,
     appends: Appends,
 }
 
@@ -50,7 +56,13 @@ impl ForeignRun {
             state.gaps = Arc::new(gaps);
             state.pinned = run.folder.is_pinned();
         }
-        let foreign = Self { run: Arc::new(run), tracker: Mutex::new(tracker), appends: Appends::new() };
+        let copied = tracker.has_journal() && copied::is_copy(&run.folder, run.metadata().started_at);
+        let foreign = Self {
+            run: Arc::new(run),
+            tracker: Mutex::new(tracker),
+            copied: AtomicBool::new(copied),
+            appends: Appends::new(),
+        };
         foreign.catch_up()?;
         Ok(foreign)
     }
@@ -66,9 +78,10 @@ impl ForeignRun {
             return Ok(true);
         }
         // Looked at before the journal: of every hole before these bytes, the journal tells by then.
-        let lengths = Stream::BOTH.map(|stream| length(&self.run.folder.log(stream)));
+        let lengths = copied::lengths(&self.run.folder);
         let indexed = self.run.number.is_some();
-        let mut news = News { indexed, ..News::default() };
+        let copied = self.is_being_copied().then_some(lengths);
+        let mut news = News { indexed, copied, ..News::default() };
         let run = self.run.state().run.clone();
         tracker.catch_up(&self.run.folder, &run, &mut news)?;
         self.publish(&tracker, lengths, news);
@@ -107,9 +120,7 @@ impl ForeignRun {
             state.visible = visible;
             state.waiting.dirty |= state.cuts != tracker.cuts;
             state.cuts = tracker.cuts;
-            if !news.gaps.is_empty() {
-                Arc::make_mut(&mut state.gaps).extend(news.gaps);
-            }
+            state.add_gaps(&news.gaps);
             for found in news.found {
                 state.waiting.push(found);
                 state.waiting.dirty = true;
@@ -129,14 +140,40 @@ impl ForeignRun {
         written_end(&self.run.folder, &self.run.id, started_at)
     }
 
+    /// Whether the run is in a folder that somebody is just copying.
+    fn is_being_copied(&self) -> bool {
+        self.copied.load(Ordering::Relaxed) && copied::is_changing(&self.run.folder)
+    }
+
+    /// Whether a run whose lines were counted has got its journal: somebody copied its log first.
+    pub(crate) fn has_got_journal(&self) -> bool {
+        let has_journal = self.tracker().has_journal();
+        !has_journal && has_sound_journal(&self.run.folder, &self.run.id)
+    }
+
+    /// Whether a run that is over can still get its journal: its `metadata.json` is by a writer that had one, and its
+    /// folder is so new that somebody may be copying it.
+    pub(crate) fn may_get_journal(&self) -> bool {
+        let was_recorded = {
+            let state = self.run.state();
+            !state.has_journal && state.run.state.is_over() && !state.run.spec.host.is_empty()
+        };
+        was_recorded && copied::is_made_just_now(&self.run.folder)
+    }
+
     /// Whether the writer of a journaled run is gone without having ended it.
     pub(crate) fn writer_is_gone(&self) -> Result<bool, LogError> {
         {
             let tracker = self.tracker();
             let Source::Journal(journal) = &tracker.source else { return Ok(false) };
             if journal.file().is_locked()? {
+                // Nobody who copies locks anything.
+                self.copied.store(false, Ordering::Relaxed);
                 return Ok(false);
             }
+        }
+        if self.is_being_copied() {
+            return Ok(false);
         }
         // It may have written the end just before it went.
         Ok(!self.catch_up()?)
@@ -277,7 +314,7 @@ impl ForeignRun {
 
     /// Writes the `metadata.json` that a writer did not get to after it ended its journal.
     pub(crate) fn complete_metadata(&self, options: &FileStoreOptions) -> Result<(), LogError> {
-        if !self.lacks_metadata() {
+        if !self.lacks_metadata() || self.is_being_copied() {
             return Ok(());
         }
         // Whoever has the lock is the one to write it.

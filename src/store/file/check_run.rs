@@ -2,7 +2,7 @@
 
 use crate::error::LogError;
 use crate::index::codec::RunRecord;
-use crate::index::progress::{GapAt, LineCheckpoint, Progress};
+use crate::index::progress::{GapAt, LineCheckpoint, MAX_GAPS, Progress};
 use crate::index::{Index, Known, RunNumber};
 use crate::journal::Cut;
 use crate::layout::{RunFolder, compressed};
@@ -189,7 +189,13 @@ fn count_all(
             })
         };
         let mut wrong = None;
-        for at in of_stream.filter(|at| cut.is_none_or(|cut| !cut.covers(at.offset))) {
+        // Of more holes than are kept, the totals tell.
+        let known = match derived.record.gaps.len() < MAX_GAPS {
+            true => u64::MAX,
+            false => gaps.last().map_or(0, |gap| gap.gap.after.0),
+        };
+        let of_stream = of_stream.filter(|at| cut.is_none_or(|cut| !cut.covers(at.offset)));
+        for at in of_stream.filter(|at| at.line <= known) {
             let lost: u64 =
                 gaps.iter().filter(|gap| ends_before(gap, at.line)).map(|gap| gap.gap.lines).sum();
             log.count_to(at.offset)?;

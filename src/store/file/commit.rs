@@ -31,7 +31,7 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) -> Committed {
         let run = tracked.run();
         let Some(number) = run.number else { continue };
         let was_over = run.is_over();
-        if !tracked.is_settled() {
+        if !tracked.is_settled(shared.is_closed()) {
             // For the index it goes on until its `metadata.json` is written: whoever opens the store next is to
             // look at it again.
             continue;
@@ -45,7 +45,7 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) -> Committed {
         if !state.waiting.dirty {
             let is_over = state.run.state.is_over();
             drop(state);
-            if is_over && tracked.is_settled() {
+            if is_over && tracked.is_settled(shared.is_closed()) {
                 // It was written before, but its `metadata.json` was not there yet.
                 shared.runs().remove(run);
             }

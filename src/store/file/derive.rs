@@ -9,7 +9,7 @@ use crate::run::{JobMetadata, JobRunId, RunState};
 use crate::store::file::tracker::{News, Source, Tracker, written_end};
 
 /// How many places are gathered before they are given away: memory does not grow with the log.
-const AT_ONCE: usize = 4096;
+const AT_ONCE: usize = 256;
 
 /// A run as its folder tells of it.
 #[derive(Debug)]

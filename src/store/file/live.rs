@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use crate::error::LogError;
 use crate::index::RunNumber;
 use crate::index::codec::RunRecord;
-use crate::index::progress::{Checkpoints, Cuts, GapAt, LineCheckpoint, Progress};
+use crate::index::progress::{Checkpoints, Cuts, GapAt, LineCheckpoint, MAX_GAPS, Progress};
 use crate::journal::Arrival;
 use crate::layout::RunFolder;
 use crate::line::{Stream, View};
@@ -41,6 +41,7 @@ pub(crate) struct State {
     pub(crate) visible: [u64; 2],
     /// What arrived and is not in the journal yet.
     pub(crate) tail: Vec<Arrival>,
+    /// The first [`MAX_GAPS`] holes.
     pub(crate) gaps: Arc<Vec<GapAt>>,
     pub(crate) cuts: Cuts,
     pub(crate) has_journal: bool,
@@ -51,6 +52,8 @@ pub(crate) struct State {
     pub(crate) waiting: Waiting,
     /// Whether it is never to be evicted.
     pub(crate) pinned: bool,
+    /// Whether the run is taken up anew: who reads it has to ask for it again.
+    pub(crate) is_replaced: bool,
     /// What is left of the run, once it is evicted.
     pub(crate) evicted: Option<Box<Tombstone>>,
 }
@@ -110,6 +113,7 @@ impl LiveRun {
             compressed: false,
             waiting: Waiting { dirty: true, ..Waiting::default() },
             pinned: false,
+            is_replaced: false,
             evicted: None,
             run,
         };
@@ -139,6 +143,7 @@ impl LiveRun {
             compressed,
             waiting: Waiting::default(),
             pinned: false,
+            is_replaced: false,
             evicted: None,
             run,
         };
@@ -185,6 +190,19 @@ impl State {
             [run.stdout, run.stderr] = self.progress.streams.map(|stream| stream.totals());
         }
         run
+    }
+
+    /// Takes in holes that come behind those that are known.
+    pub(crate) fn add_gaps(&mut self, gaps: &[GapAt]) {
+        let room = MAX_GAPS.saturating_sub(self.gaps.len()).min(gaps.len());
+        if room > 0 {
+            Arc::make_mut(&mut self.gaps).extend_from_slice(&gaps[..room]);
+        }
+    }
+
+    /// Whether every hole is known here; if not, only the journal tells of all of them.
+    pub(crate) fn has_all_gaps(&self) -> bool {
+        self.gaps.len() < MAX_GAPS
     }
 
     /// The run's record for the index.

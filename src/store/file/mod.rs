@@ -7,6 +7,7 @@ mod commit;
 #[cfg(feature = "compression")]
 mod compress;
 mod compressor;
+mod copied;
 mod cuts;
 mod derive;
 mod dump;
@@ -19,6 +20,7 @@ mod lines;
 mod list;
 mod live;
 mod marks;
+mod open_bench;
 mod places;
 mod power;
 mod rebuild;
@@ -55,7 +57,7 @@ use crate::store::file::evictor::Evictor;
 use crate::store::file::handle::{Handle, Lent};
 use crate::store::file::lines::{LineReader, Reach, Taken};
 use crate::store::file::list::{list_folders, list_when_known, with_pins};
-use crate::store::file::places::Places;
+use crate::store::file::places::{Moment, Places};
 use crate::store::file::shared::{Shared, shut_down};
 use crate::store::file::writer::OwnRun;
 use crate::store::{
@@ -66,6 +68,7 @@ pub use check::{CheckOptions, CheckReport, Finding, FindingKind, Repair, check_i
 pub use dump::dump_index;
 pub use durability::Durability;
 pub use evict_bench::EvictionBench;
+pub use open_bench::add_places;
 pub use rebuild::{RebuildProgress, RebuildReport, UnreadableRun, rebuild_index};
 
 /// How much is read at once to find a place.
@@ -242,21 +245,21 @@ impl LogStore for FileLogStore {
     fn byte_offset(&self, id: &JobRunId, stream: Stream, start: Start) -> Result<ByteOffset, LogError> {
         let run = self.shared.find(id)?;
         let places = Places { run: &run, index: self.shared.index.as_deref() };
-        let (lines, end, over) = {
-            let state = run.state();
-            (state.lines(View::One(stream)), state.visible[stream.index()], state.run.state.is_over())
-        };
+        let moment = Moment::of(&run.state());
+        let (lines, end) = (moment.end_of(stream).0, moment.visible[stream.index()]);
         let line = places.position(View::One(stream), start, false)?;
-        let (place, file) = places.line_floor(stream, line)?;
+        let (place, file) = match moment.has_all_gaps {
+            true => places.line_floor(stream, line)?,
+            false => places.line_floor_by_journal(stream, line)?,
+        };
         if !file.is_there() {
             return Ok(ByteOffset(0));
         }
-        let gaps = Arc::clone(&run.state().gaps);
-        let gaps: Vec<_> = gaps.iter().filter(|at| at.gap.stream == stream).copied().collect();
+        let gaps = moment.gaps_of(stream);
         let cuts = Arc::new(CutWatch::new(Arc::clone(&run)));
         let mut reader = LineReader::new(stream, file, place, READ_BYTES).beside(cuts);
         reader.skip_to(line);
-        let reach = Reach { lines: 0, end, ended: over, gaps: &gaps };
+        let reach = Reach { lines: 0, end, ended: moment.is_over(), gaps: &gaps };
         loop {
             match reader.next(reach, Io::MayBlock)? {
                 Taken::Gap(_) | Taken::Cut(_) => {}

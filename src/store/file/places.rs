@@ -1,5 +1,6 @@
 //! Finding a place in a run: in what waits for the index, in the index, and without one in the journal.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use crate::error::LogError;
@@ -55,6 +56,25 @@ impl Places<'_> {
             }
         };
         Ok(found.filter(|&(_, offset)| self.is_line_start(stream, offset, file)).unwrap_or((0, 0)))
+    }
+
+    /// The same by the journal alone, which tells of every hole: right behind `line` lines, or where less of them
+    /// arrived with one record. A hole is where it begins, however many lines it has.
+    pub(crate) fn line_floor_by_journal(
+        &self,
+        stream: Stream,
+        line: u64,
+    ) -> Result<((u64, u64), ReadFile), LogError> {
+        let is_before = |progress: &Progress| progress.of(stream).lines <= line;
+        let behind = Cell::new(None);
+        let (last, _) = self.walk_journal(self.progress_while(is_before), |progress| {
+            behind.set(Some(*progress.of(stream)));
+            is_before(progress)
+        })?;
+        let at = last.of(stream);
+        let is_in_hole = behind.get().is_some_and(|next| next.dropped_lines > at.dropped_lines);
+        let place = (if is_in_hole { line } else { at.lines }, at.line_start);
+        Ok((place, ReadFile::open_when_there(&self.run.folder.log(stream))?))
     }
 
     /// The last place kept of the journal for which `is_before` holds, or its beginning.
@@ -181,7 +201,9 @@ pub(crate) struct Moment {
     pub(crate) visible: [u64; 2],
     pub(crate) progress: Progress,
     pub(crate) tail: Vec<Arrival>,
-    pub(crate) gaps: Arc<Vec<GapAt>>,
+    gaps: Arc<Vec<GapAt>>,
+    /// Whether every hole is known here; if not, only the journal tells of all of them.
+    pub(crate) has_all_gaps: bool,
     has_journal: bool,
     /// When the run ended; `None` while it goes on.
     pub(crate) ended: Option<UnixMicros>,
@@ -196,6 +218,7 @@ impl Moment {
             progress: state.progress,
             tail: state.tail.clone(),
             gaps: Arc::clone(&state.gaps),
+            has_all_gaps: state.has_all_gaps(),
             has_journal: state.has_journal,
             ended: state.run.state.ended(),
             ends: Stream::BOTH.map(|stream| state.end_of(stream)),
@@ -221,7 +244,11 @@ impl Moment {
         self.ends[stream.index()]
     }
 
+    /// The holes of a stream; none where the journal has to tell of them.
     pub(crate) fn gaps_of(&self, stream: Stream) -> Vec<GapAt> {
+        if !self.has_all_gaps {
+            return Vec::new();
+        }
         self.gaps.iter().filter(|at| at.gap.stream == stream).copied().collect()
     }
 }

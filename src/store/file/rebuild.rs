@@ -12,7 +12,7 @@ use crate::line::UnixMicros;
 use crate::run::{JobRunId, Tombstone};
 use crate::store::file::derive::{Standing, derive, started_at};
 
-/// Rows that are written in one commit: each one syncs the disk.
+/// Rows that are gathered for one commit.
 const ROWS_AT_ONCE: usize = 200_000;
 
 /// How far a rebuild has come.
@@ -79,7 +79,7 @@ pub(crate) fn rebuild_holding(
     mut progress: impl FnMut(RebuildProgress),
 ) -> Result<RebuildReport, LogError> {
     let mut report = RebuildReport::default();
-    let (tombstones, lock) = old_tombstones(layout, lock, &mut report)?;
+    let tombstones = old_tombstones(layout, &mut report)?;
     let runs = by_start(layout, &mut report)?;
     let path = layout.new_index();
     remove_if_there(&path)?;
@@ -104,9 +104,8 @@ pub(crate) fn rebuild_holding(
         }
         progress(RebuildProgress { runs: done, of_runs });
     }
-    sink.flush()?;
-    sink.index.set_complete()?;
-    sink.index.close()?;
+    sink.sort();
+    sink.index.built(&sink.changes)?;
     let index = layout.index();
     fs::rename(&path, &index).map_err(LogError::io("replacing", &index))?;
     let root = layout.root();
@@ -116,27 +115,15 @@ pub(crate) fn rebuild_holding(
 }
 
 /// What the old index says of evicted runs, if it can be read.
-fn old_tombstones(
-    layout: &Layout,
-    lock: StoreLock,
-    report: &mut RebuildReport,
-) -> Result<(Vec<Tombstone>, StoreLock), LogError> {
-    let old = match Index::open_as_it_is(layout.index()) {
-        Ok(Some(index)) => index,
-        Ok(None) => return Ok((Vec::new(), lock)),
+fn old_tombstones(layout: &Layout, report: &mut RebuildReport) -> Result<Vec<Tombstone>, LogError> {
+    match Index::tombstones_at(&layout.index()) {
+        Ok(stones) => Ok(stones.unwrap_or_default()),
         Err(LogError::Index { detail, .. }) => {
             report.old_index = Some(detail);
-            return Ok((Vec::new(), lock));
+            Ok(Vec::new())
         }
-        Err(error) => return Err(error),
-    };
-    let stones = old.tombstones().unwrap_or_else(|error| {
-        report.old_index = Some(error.to_string());
-        Vec::new()
-    });
-    // It is going to be replaced: an error of closing it changes nothing.
-    drop(old.close());
-    Ok((stones, lock))
+        Err(error) => Err(error),
+    }
 }
 
 /// All runs, by when they started.
@@ -198,9 +185,13 @@ impl Sink {
         if self.changes.rows() < ROWS_AT_ONCE { Ok(()) } else { self.flush() }
     }
 
-    fn flush(&mut self) -> Result<(), LogError> {
-        // Standard error of a run comes behind its standard output, whatever the order in which they arrived.
+    /// Standard error of a run comes behind its standard output, whatever the order in which they arrived.
+    fn sort(&mut self) {
         self.changes.lines.sort_unstable_by_key(|(number, at)| (*number, at.stream, at.line));
+    }
+
+    fn flush(&mut self) -> Result<(), LogError> {
+        self.sort();
         let changes = std::mem::take(&mut self.changes);
         self.index.commit(&changes)
     }

@@ -68,12 +68,16 @@ pub(crate) fn look(shared: &Arc<Shared>, id: &JobRunId, number: Option<RunNumber
         if shared.tracked(id).is_none() && matches!(index.find(id), Ok(Some(Known::Run(..)))) {
             return;
         }
-        match shared.adopt(id, number) {
-            Ok(_) | Err(LogError::NotFound { .. }) => {}
-            Err(error) => tracing::warn!(%error, run = %id, "a run folder can't be taken up"),
-        }
+        take_up(shared, id, number);
     }
     shared.announce();
+}
+
+pub(crate) fn take_up(shared: &Arc<Shared>, id: &JobRunId, number: Option<RunNumber>) {
+    match shared.adopt(id, number) {
+        Ok(_) | Err(LogError::NotFound { .. }) => {}
+        Err(error) => tracing::warn!(%error, run = %id, "a run folder can't be taken up"),
+    }
 }
 
 /// Where index and folders differ.

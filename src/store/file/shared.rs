@@ -108,11 +108,11 @@ impl Tracked {
         }
     }
 
-    /// Whether nothing of the run's end is left to be written.
-    pub(crate) fn is_settled(&self) -> bool {
+    /// Whether nothing of the run's end is left to be written, as far as can be told before the store is closed.
+    pub(crate) fn is_settled(&self, closing: bool) -> bool {
         match self {
             Self::Own(_) => true,
-            Self::Foreign(foreign) => !foreign.lacks_metadata(),
+            Self::Foreign(foreign) => !foreign.lacks_metadata() && (closing || !foreign.may_get_journal()),
         }
     }
 }
@@ -335,7 +335,7 @@ impl Shared {
         if !folder.is_there() || self.runs().starting.contains(id) {
             return Err(LogError::NotFound { id: id.clone() });
         }
-        let _adopting = Adopting::begin(self, id);
+        let adopting = Adopting::begin(self, id);
         // It may have been started by this process just before that look, or taken up by another thread.
         if let Some(tracked) = self.tracked(id) {
             return Ok(Arc::clone(tracked.run()));
@@ -343,10 +343,12 @@ impl Shared {
         // Watched first, so that nothing written in between is missed.
         let watch = self.watch()?;
         watch.add(&folder);
+        // Rows that are about to be forgotten are not added to.
+        let number = number.filter(|number| !self.runs().forgotten.contains(number));
         let resume = number.and_then(|number| self.resume(number));
         let number = number.or_else(|| self.next_number());
         let foreign = Arc::new(ForeignRun::open(&self.layout, id, number, resume)?);
-        self.end_if_lost(&foreign)?;
+        self.end_if_gone(&foreign)?;
         let run = {
             let mut runs = self.runs();
             if let Some(other) = runs.by_id.get(id) {
@@ -365,8 +367,13 @@ impl Shared {
             }
             Arc::clone(&foreign.run)
         };
+        // From here on whoever waits for it can have it, also while its `metadata.json` is synced.
+        drop(adopting);
         if run.is_over() {
             watch.remove(&folder);
+            if let Err(error) = self.complete_metadata(&foreign) {
+                tracing::warn!(%error, run = %id, "its metadata.json is tried again in a moment");
+            }
         } else {
             // What was written before it was known here woke nobody.
             self.catch_up(&foreign);
@@ -404,18 +411,23 @@ impl Shared {
 
     /// Ends a run whose writer is gone; what ended properly gets the `metadata.json` that it lacks.
     pub(crate) fn end_if_lost(&self, foreign: &ForeignRun) -> Result<(), LogError> {
-        let keeps_store = self.index.is_some();
+        self.end_if_gone(foreign)?;
+        self.complete_metadata(foreign)
+    }
+
+    fn end_if_gone(&self, foreign: &ForeignRun) -> Result<(), LogError> {
         if !foreign.run.is_over() && foreign.writer_is_gone()? {
-            if keeps_store && !foreign.is_compressed() && !foreign.has_written_end()? {
+            if self.index.is_some() && !foreign.is_compressed() && !foreign.has_written_end()? {
                 foreign.recover(&self.options)?;
             } else {
                 foreign.report_end()?;
             }
         }
-        if keeps_store {
-            foreign.complete_metadata(&self.options)?;
-        }
         Ok(())
+    }
+
+    fn complete_metadata(&self, foreign: &ForeignRun) -> Result<(), LogError> {
+        if self.index.is_some() { foreign.complete_metadata(&self.options) } else { Ok(()) }
     }
 
     /// Pins a run, or takes the pin away.
@@ -433,8 +445,13 @@ impl Shared {
         index.commit(&Changes { pins: vec![(number, pinned)], ..Changes::default() })
     }
 
-    /// Called when a run of another process may have come further.
-    pub(crate) fn catch_up(&self, foreign: &ForeignRun) {
+    /// Called when a run of another process may have come further. Gives false if it was let go of, to be taken up
+    /// anew.
+    pub(crate) fn catch_up(&self, foreign: &ForeignRun) -> bool {
+        if self.index.is_some() && foreign.has_got_journal() {
+            self.take_up_anew(foreign);
+            return false;
+        }
         let before = foreign.run.state().progress;
         let caught_up = foreign.catch_up();
         foreign.count(&before);
@@ -449,6 +466,22 @@ impl Shared {
                 tracing::warn!(%error, run = %foreign.run.id, "a run of another process can't be followed")
             }
         }
+        true
+    }
+
+    /// Lets go of a run whose lines were counted until its journal came, and of what the index has of it. It is taken
+    /// up again by the journal; its readers are told to come again.
+    fn take_up_anew(&self, foreign: &ForeignRun) {
+        {
+            let mut runs = self.runs();
+            runs.remove(&foreign.run);
+            runs.forgotten.extend(foreign.run.number);
+        }
+        foreign.run.change(|state| state.is_replaced = true);
+        if let Some(watch) = self.watch.get() {
+            watch.take_up(&foreign.run.id);
+        }
+        self.nudge(Urgency::Now);
     }
 
     /// Lets go of a run of another process that is over, once the index has it.
@@ -632,6 +665,7 @@ impl Drop for Shared {
 
 /// Writes what waits to the index and closes it.
 pub(crate) fn shut_down(shared: &Shared) -> Option<LogError> {
+    shared.closed.store(true, Ordering::Release);
     if let Some(watch) = shared.watch.get() {
         watch.stop();
     }

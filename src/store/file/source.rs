@@ -87,9 +87,12 @@ impl FileSource {
         closed: Arc<AtomicBool>,
         options: &ReadOptions,
     ) -> Result<Self, LogError> {
-        let has_journal = run.state().has_journal;
+        let (has_journal, has_all_gaps) = {
+            let state = run.state();
+            (state.has_journal, state.has_all_gaps())
+        };
         let in_one_file = match options.view {
-            View::One(stream) if !options.times || !has_journal => Some(stream),
+            View::One(stream) if !has_journal || (has_all_gaps && !options.times) => Some(stream),
             _ => None,
         };
         let places = Places { run: &run, index: index.as_deref() };
@@ -505,7 +508,9 @@ impl FileSource {
         let state = self.run.state();
         // Who does not follow has everything, and how it ended: files that are open stay whole.
         let has_all = !self.follow && state.run.state.is_over();
-        if let Some(tombstone) = state.evicted.as_ref().filter(|_| !has_all) {
+        if state.is_replaced && !has_all {
+            Some(ReadEnd::Shutdown)
+        } else if let Some(tombstone) = state.evicted.as_ref().filter(|_| !has_all) {
             Some(ReadEnd::Evicted(tombstone.clone()))
         } else if state.run.state.is_over() {
             Some(ReadEnd::Complete(Box::new(state.metadata())))
@@ -540,9 +545,19 @@ impl Source for FileSource {
             // The moment is taken before the files are looked at: a run that ends in between is asked once more.
             let moment = Moment::of(&self.run.state());
             let step = match std::mem::replace(&mut self.order, Order::File(Stream::Stdout)) {
-                Order::File(stream) => {
+                Order::File(stream) if moment.has_all_gaps => {
                     self.order = Order::File(stream);
                     self.next_in_file(stream, &moment, io)?
+                }
+                Order::File(stream) if io == Io::CachedOnly => {
+                    self.order = Order::File(stream);
+                    Some(Step::WouldBlock)
+                }
+                Order::File(_) => {
+                    // There are more holes by now than are kept here.
+                    self.readers = [None, None];
+                    self.order = Order::Journal(Box::new(self.open_journal(self.position.0)?));
+                    return self.next(io);
                 }
                 Order::Journal(mut order) => {
                     let step = self.next_in_journal(&mut order, &moment, io);

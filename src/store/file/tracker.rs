@@ -5,12 +5,13 @@ use std::fs;
 use std::time::{Duration, SystemTime};
 
 use crate::error::LogError;
-use crate::index::progress::{Checkpointer, Checkpoints, Cuts, GapAt, Progress, Resume};
+use crate::index::progress::{Checkpointer, Checkpoints, Cuts, GapAt, MAX_GAPS, Progress, Resume};
 use crate::journal::{Arrival, Record, What};
 use crate::layout::{RunFolder, metadata_of};
 use crate::line::{LineNumber, Stream, UnixMicros};
 use crate::logfile::{Fetched, Io, ReadFile, count_lines, whole_lines};
 use crate::run::{Gap, JobMetadata, JobRunId, RunSpec, RunState, StreamTotals};
+use crate::store::file::copied;
 use crate::store::file::marks::{Entry, JournalReader};
 
 /// A folder without a journal and without `metadata.json` counts as a run that goes on for as long as its logs
@@ -43,9 +44,12 @@ pub(crate) struct News {
     pub(crate) indexed: bool,
     /// How many of them to gather at most before giving them away; 0 for all that there are.
     pub(crate) at_most: usize,
+    /// The first [`MAX_GAPS`] holes of what was found.
     pub(crate) gaps: Vec<GapAt>,
     pub(crate) found: Vec<Checkpoints>,
     pub(crate) end: Option<Box<JobMetadata>>,
+    /// How long the logs are in a folder that is just being copied: nothing is taken in that is not in them yet.
+    pub(crate) copied: Option<[u64; 2]>,
 }
 
 impl News {
@@ -53,6 +57,17 @@ impl News {
         if self.indexed && found.is_some() {
             self.found.push(found);
         }
+    }
+
+    fn add_gap(&mut self, gap: GapAt) {
+        if self.gaps.len() < MAX_GAPS {
+            self.gaps.push(gap);
+        }
+    }
+
+    /// Whether the logs do not hold so many bytes yet.
+    fn is_ahead(&self, bytes: [u64; 2]) -> bool {
+        self.copied.is_some_and(|lengths| (0..2).any(|stream| bytes[stream] > lengths[stream]))
     }
 
     fn is_full(&self) -> bool {
@@ -68,27 +83,26 @@ impl Tracker {
         id: &JobRunId,
         resume: Option<Resume>,
     ) -> Result<(Self, JobMetadata, Vec<GapAt>), LogError> {
-        if let Some(file) = ReadFile::open_if_there(&folder.journal())? {
-            let mut journal = JournalReader::new(file);
-            match journal.at(0, Io::MayBlock)? {
-                Entry::Record(Record::Start(run), behind) if run.id() == id => {
-                    let start = Progress::start(run.started_at, behind);
-                    let fresh = Self {
-                        source: Source::Journal(journal),
-                        progress: start,
-                        checkpointer: Checkpointer::new(),
-                        cuts: Cuts::default(),
-                    };
-                    return Ok(match resume.filter(|resume| resume.started_at == run.started_at) {
-                        Some(resume) => {
-                            let (tracker, gaps) = fresh.skip_to(resume)?;
-                            (tracker, *run, gaps)
-                        }
-                        None => (fresh, *run, Vec::new()),
-                    });
-                }
-                _ => tracing::error!(run = %id, "the journal has no sound beginning; its lines are counted"),
+        match Beginning::of(folder, id)? {
+            Beginning::Sound(journal, run, behind) => {
+                let fresh = Self {
+                    source: Source::Journal(journal),
+                    progress: Progress::start(run.started_at, behind),
+                    checkpointer: Checkpointer::new(),
+                    cuts: Cuts::default(),
+                };
+                return Ok(match resume.filter(|resume| resume.started_at == run.started_at) {
+                    Some(resume) => {
+                        let (tracker, gaps) = fresh.skip_to(resume)?;
+                        (tracker, *run, gaps)
+                    }
+                    None => (fresh, *run, Vec::new()),
+                });
             }
+            Beginning::Damaged => {
+                tracing::error!(run = %id, "the journal has no sound beginning; its lines are counted");
+            }
+            Beginning::Missing => {}
         }
         let run = plain_metadata(folder, id)?;
         let progress = Progress::start(run.started_at, 0);
@@ -142,6 +156,10 @@ impl Tracker {
                     if !self.progress.advance(&arrival) {
                         return Ok(false);
                     }
+                    if news.is_ahead(self.progress.streams.map(|stream| stream.bytes)) {
+                        self.progress = before;
+                        return Ok(false);
+                    }
                     self.progress.journal = behind;
                     if let What::Gap(reason) = arrival.what {
                         let at = before.of(arrival.stream);
@@ -152,7 +170,7 @@ impl Tracker {
                             bytes: arrival.bytes,
                             reason,
                         };
-                        news.gaps.push(GapAt { gap, offset: at.line_start });
+                        news.add_gap(GapAt { gap, offset: at.line_start });
                     }
                     news.note(self.checkpointer.after(arrival.stream, &self.progress));
                 }
@@ -162,6 +180,9 @@ impl Tracker {
                     }
                     self.progress.journal = behind;
                     self.cuts.take(further.cut);
+                }
+                Entry::Record(Record::End(run), _) if news.is_ahead([run.stdout.bytes, run.stderr.bytes]) => {
+                    return Ok(false);
                 }
                 Entry::Record(Record::End(run), behind) => {
                     self.progress.journal = behind;
@@ -240,6 +261,34 @@ impl Tracker {
     }
 }
 
+/// The beginning of a run's journal.
+enum Beginning {
+    /// It is of this run; the record behind it begins there.
+    Sound(JournalReader, Box<JobMetadata>, u64),
+    Damaged,
+    Missing,
+}
+
+impl Beginning {
+    fn of(folder: &RunFolder, id: &JobRunId) -> Result<Self, LogError> {
+        let Some(file) = ReadFile::open_if_there(&folder.journal())? else { return Ok(Self::Missing) };
+        if file.is_damaged() && copied::is_changing(folder) {
+            // The table of a compressed file stands at its end, which is not copied yet.
+            return Ok(Self::Missing);
+        }
+        let mut journal = JournalReader::new(file);
+        Ok(match journal.at(0, Io::MayBlock)? {
+            Entry::Record(Record::Start(run), behind) if run.id() == id => Self::Sound(journal, run, behind),
+            _ => Self::Damaged,
+        })
+    }
+}
+
+/// Whether there is a journal of this run.
+pub(crate) fn has_sound_journal(folder: &RunFolder, id: &JobRunId) -> bool {
+    matches!(Beginning::of(folder, id), Ok(Beginning::Sound(..)))
+}
+
 /// Whether a record begins or the journal ends at a place in a run's journal.
 pub(crate) fn ends_a_record(folder: &RunFolder, place: u64) -> bool {
     let journal = ReadFile::open_if_there(&folder.journal()).ok().flatten();
@@ -257,7 +306,9 @@ fn is_behind_a_record(journal: &mut JournalReader, place: u64) -> Result<bool, L
 /// The end of a run without a journal: `metadata.json` by another tool, or long silence.
 fn plain_end(folder: &RunFolder, run: &JobMetadata) -> Result<Option<Box<JobMetadata>>, LogError> {
     if let Some(run) = written_end(folder, run.id(), run.started_at)? {
-        return Ok(Some(Box::new(run)));
+        let [stdout, stderr] = copied::lengths(folder);
+        let is_whole = run.stdout.bytes <= stdout && run.stderr.bytes <= stderr;
+        return Ok((is_whole || !copied::is_changing(folder)).then(|| Box::new(run)));
     }
     let touched = last_touched(folder);
     let is_quiet = touched.elapsed().is_ok_and(|silence| silence > QUIET);
@@ -294,7 +345,8 @@ pub(crate) fn written_end(
 /// machine stopped.
 fn journal_is_abandoned(folder: &RunFolder) -> Result<bool, LogError> {
     let journal = ReadFile::open_if_there(&folder.journal())?;
-    journal.map_or(Ok(false), |journal| journal.is_locked().map(|locked| !locked))
+    let is_free = journal.map_or(Ok(false), |journal| journal.is_locked().map(|locked| !locked))?;
+    Ok(is_free && !copied::is_changing(folder))
 }
 
 /// What is known of a run whose folder has no journal.

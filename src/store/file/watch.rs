@@ -14,7 +14,7 @@ use crate::error::LogError;
 use crate::layout::RunFolder;
 use crate::run::JobRunId;
 use crate::store::file::handle::Lent;
-use crate::store::file::reconcile::{look, look_around};
+use crate::store::file::reconcile::{look, look_around, take_up};
 use crate::store::file::shared::{Shared, Tracked};
 
 /// Watches a log folder for a store.
@@ -35,6 +35,8 @@ enum Task {
     Begin,
     /// A folder may have appeared.
     Look(JobRunId),
+    /// Take up a run again that was let go of.
+    TakeUp(JobRunId),
     /// Look for every folder that is not known.
     LookAround,
     /// A run is over: its folder need not be watched any more.
@@ -103,6 +105,11 @@ impl Watch {
         let _ = self.tasks.send(Task::Unwatch(folder.clone()));
     }
 
+    /// Takes up a run that was let go of, in the background.
+    pub(crate) fn take_up(&self, id: &JobRunId) {
+        let _ = self.tasks.send(Task::TakeUp(id.clone()));
+    }
+
     /// Takes up every run folder that is not known yet, in the background.
     pub(crate) fn discover_all(&self) {
         let _ = self.tasks.send(Task::LookAround);
@@ -135,7 +142,9 @@ fn on_event(store: &Lent, tasks: &mpsc::Sender<Task>, event: notify::Result<Even
         for path in &event.paths {
             let Some(id) = shared.layout.run_of(path) else { continue };
             match shared.tracked(&id) {
-                Some(Tracked::Foreign(foreign)) => shared.catch_up(&foreign),
+                Some(Tracked::Foreign(foreign)) => {
+                    shared.catch_up(&foreign);
+                }
                 Some(Tracked::Own(_)) => {}
                 None if path.parent() == Some(shared.layout.job_runs()) => {
                     let _ = tasks.send(Task::Look(id));
@@ -164,8 +173,9 @@ fn work(store: &Lent, inbox: &mpsc::Receiver<Task>) {
             }
             if Instant::now() >= next_look {
                 for tracked in shared.all_tracked() {
-                    if let Tracked::Foreign(foreign) = tracked {
-                        shared.catch_up(&foreign);
+                    if let Tracked::Foreign(foreign) = tracked
+                        && shared.catch_up(&foreign)
+                    {
                         check_writer(shared, &foreign);
                     }
                 }
@@ -191,6 +201,7 @@ fn carry_out(shared: &Arc<Shared>, task: Task) {
             look_around(shared);
         }
         Task::Look(id) => look(shared, &id, None),
+        Task::TakeUp(id) => take_up(shared, &id, None),
         Task::LookAround => look_around(shared),
         Task::Unwatch(folder) => {
             if let Some(watch) = shared.watching() {

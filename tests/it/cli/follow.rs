@@ -6,6 +6,7 @@ use databuild_logs::{Exit, LogStore, Outcome, ServerOptions, StateKind};
 use rustix::process::Signal;
 
 use super::{Setup, exited, numbers, run_id};
+use crate::support::address::HeldAddress;
 use crate::support::cli::{Databuild, NOBODY, Scripted, answer, events, head, path, until};
 use crate::support::http::Server;
 use crate::support::stores::Reopened;
@@ -67,12 +68,11 @@ async fn a_run_that_has_not_begun_is_not_found_by_who_does_not_wait() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_service_that_restarts_costs_no_line_and_repeats_none() {
-    let store = Reopened::new();
-    let shared: Arc<dyn LogStore> = Arc::new(store.clone());
+    let shared: Arc<dyn LogStore> = Arc::new(Reopened::new());
     let quick = || ServerOptions { retry: std::time::Duration::from_millis(10), ..ServerOptions::default() };
-    let mut server = Server::start_with(store, quick()).await;
-    let address = server.address;
-    let databuild = Databuild::asking(format!("http://{address}"));
+    let held = HeldAddress::any();
+    let mut server = Server::start_at(held.address, Arc::clone(&shared), quick()).await;
+    let databuild = Databuild::asking(format!("http://{held}"));
     let append = |n: u64| {
         shared.append(&run_id("r"), databuild_logs::Stream::Stdout, format!("{n}\n").as_bytes()).unwrap();
     };
@@ -82,14 +82,14 @@ async fn a_service_that_restarts_costs_no_line_and_repeats_none() {
     for round in 1..=3 {
         server.stop().await.unwrap();
         append(round * 10);
-        server = Server::start_at(address, Arc::clone(&shared), quick()).await;
+        server = Server::start_at(held.address, Arc::clone(&shared), quick()).await;
         assert_eq!(follower.line(), (round * 10).to_string());
         append(round * 10 + 1);
         assert_eq!(follower.line(), (round * 10 + 1).to_string());
     }
     server.stop().await.unwrap();
     shared.finish(&run_id("r"), databuild_logs::RunEnd::now(exited(0))).unwrap();
-    let _server = Server::start_at(address, Arc::clone(&shared), quick()).await;
+    let _server = Server::start_at(held.address, Arc::clone(&shared), quick()).await;
     let done = follower.done().code(0).says("run r succeeded");
     assert_eq!(done.text(), "1\n10\n11\n20\n21\n30\n31\n");
 }
@@ -188,11 +188,16 @@ async fn ctrl_c_ends_a_viewer_that_nobody_reads_from() {
     setup.out("r", numbers(100_000));
     let mut child = setup.databuild.command(&["logs", "-f", "r"]).spawn().unwrap();
     let out = child.stdout.take().unwrap();
-    // A page may stay empty when the next piece does not fit into it.
-    let nearly_full = rustix::pipe::fcntl_getpipe_size(&out).unwrap() as u64 - 4096;
+    // Each write begins a page of the pipe if it does not fit into the last one: up to half of them stays empty.
+    let half = rustix::pipe::fcntl_getpipe_size(&out).unwrap() as u64 / 2 - 4096;
+    let waiting = || rustix::io::ioctl_fionread(&out).unwrap();
     until(
-        || rustix::io::ioctl_fionread(&out).unwrap() >= nearly_full,
-        || "the pipe does not fill up".to_owned(),
+        || {
+            let before = waiting();
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            before >= half && waiting() == before
+        },
+        || format!("the pipe does not fill up: {} bytes", waiting()),
     );
     rustix::process::kill_process(rustix::process::Pid::from_child(&child), Signal::INT).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130));

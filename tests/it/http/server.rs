@@ -8,7 +8,8 @@ use std::time::Duration;
 use databuild_logs::{LogStore, MemoryLogStore, ReadEvent, ServerOptions, Stream};
 
 use super::{exited, finished, id, running};
-use crate::support::http::{ANY_PORT, Server};
+use crate::support::address::HeldAddress;
+use crate::support::http::Server;
 use crate::support::stores::{Reopened, Scripted, batch};
 
 const FOLLOW: &str = "/api/job_runs/r/logs/stdout?follow=true";
@@ -134,8 +135,8 @@ async fn a_client_that_does_not_come_to_its_end_is_dropped() {
 async fn followers_go_on_at_the_next_server() {
     let store = Arc::new(Reopened::new());
     store.append(&id("r"), Stream::Stdout, b"1\n").unwrap();
-    let server = Server::start_at(ANY_PORT, store.clone(), ServerOptions::default()).await;
-    let address = server.address;
+    let held = HeldAddress::any();
+    let server = Server::start_at(held.address, store.clone(), ServerOptions::default()).await;
     let mut follower = server.open(FOLLOW, &[]).await;
     assert_eq!(follower.events_until(|_| true).await[0].data, "1");
     let stopping = tokio::spawn(server.stop());
@@ -144,7 +145,7 @@ async fn followers_go_on_at_the_next_server() {
     stopping.await.unwrap().unwrap();
 
     store.append(&id("r"), Stream::Stdout, b"2\n").unwrap();
-    let server = Server::start_at(address, store, ServerOptions::default()).await;
+    let server = Server::start_at(held.address, store, ServerOptions::default()).await;
     let mut follower = server.open(FOLLOW, &[("Last-Event-ID", &end.id)]).await;
     assert_eq!(follower.events_until(|_| true).await[0].data, "2");
 }

@@ -1,7 +1,7 @@
 //! The index made anew is the index that was.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use databuild_logs::{
     Exit, FileLogStore, FileStoreOptions, JobMetadata, LogError, LogStore, Outcome, RebuildProgress, RunEnd,
@@ -220,6 +220,49 @@ fn a_rebuild_that_was_cut_short_leaves_the_old_index() {
     rebuild(folder.path());
     assert_eq!(dump(folder.path()), before);
     assert!(!folder.path().join("index.redb.new").exists());
+}
+
+/// Nothing in the new index counts before it is renamed.
+#[test]
+fn a_new_index_is_synced_once_and_then_takes_the_place_of_the_old_one() {
+    let (databuild, _) = with_runs();
+    let trace = databuild.home.path().join("trace");
+    let calls = ["-e", "trace=fsync,fdatasync,sync_file_range,msync,rename,renameat2"];
+    databuild.start_traced(&trace, &calls, &["index", "rebuild"]).done().code(0);
+    let trace = fs::read_to_string(trace).unwrap();
+    let calls = trace.lines().filter_map(|line| line.split_whitespace().nth(1)?.split('(').next());
+    assert_eq!(calls.collect::<Vec<_>>(), ["fsync", "rename", "fsync"], "{trace}");
+}
+
+#[test]
+fn a_rebuild_that_is_killed_at_any_step_leaves_the_old_index_or_the_new_one() {
+    let (databuild, logs) = with_runs();
+    let before = dump(&logs);
+    let trace = databuild.home.path().join("trace");
+    let mut killed = 0;
+    for (call, whens) in [("pwrite64", 1..12), ("fsync", 1..3), ("rename", 1..2)] {
+        for when in whens {
+            let inject = format!("inject={call}:signal=KILL:when={when}");
+            let done = databuild.start_traced(&trace, &["-e", &inject], &["index", "rebuild"]).done();
+            killed += u32::from(done.code != Some(0));
+            assert_eq!(dump(&logs), before, "killed at {call} number {when}");
+            assert_eq!(quarantined(&logs), 0);
+        }
+    }
+    assert!(killed >= 10, "{killed} rebuilds were killed");
+    databuild.run(&["index", "rebuild"]).code(0);
+    assert_eq!(dump(&logs), before);
+}
+
+/// A log folder with an index.
+fn with_runs() -> (Databuild, PathBuf) {
+    let databuild = Databuild::new();
+    let logs = databuild.home.path().join("logs");
+    let store = open(&logs);
+    numbered(&store, "r1", 2_000);
+    numbered(&store, "r2", 3);
+    store.close().unwrap();
+    (databuild, logs)
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What several tests need.
 
+pub(crate) mod address;
 pub(crate) mod browser;
 pub(crate) mod cli;
 pub(crate) mod disk;

@@ -5,7 +5,7 @@ use crate::logfile::count_lines;
 use crate::run::GapReason;
 
 /// The longest time between two tries to go on behind a hole, in microseconds.
-const MAX_RETRY_MICROS: u64 = 100_000;
+pub(super) const MAX_RETRY_MICROS: u64 = 100_000;
 
 /// A part of a stream that is being lost.
 #[derive(Clone, Copy, Debug)]

@@ -1,5 +1,7 @@
 //! Writing a run: bytes to its log, then what arrived to its journal, then the news to its readers.
 
+#[cfg(test)]
+mod bounds;
 mod cap;
 mod files;
 mod half;
@@ -252,9 +254,8 @@ impl OwnRun {
             state.tail.clear();
             state.tail.extend(half.unwritten.iter().copied());
             state.tail.extend(half.open.map(|mark| mark.arrival));
-            if !half.gaps.is_empty() {
-                Arc::make_mut(&mut state.gaps).append(&mut half.gaps);
-            }
+            state.add_gaps(&half.gaps);
+            half.gaps.clear();
             for found in half.found.drain(..) {
                 state.waiting.push(found);
                 state.waiting.dirty = true;

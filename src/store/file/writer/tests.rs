@@ -97,7 +97,7 @@ fn begin(folder: &tempfile::TempDir) -> OwnRun {
 }
 
 /// Lets the disk refuse a stream from now on, or no more.
-fn refuse(own: &OwnRun, stream: Stream, refused: bool) {
+pub(super) fn refuse(own: &OwnRun, stream: Stream, refused: bool) {
     let mut half = own.half();
     let files = half.files.as_mut().unwrap();
     let path = own.run.folder.log(stream);
