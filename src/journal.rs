@@ -86,6 +86,11 @@ impl Cut {
     pub(crate) const fn covers(&self, offset: u64) -> bool {
         self.begin.offset <= offset && offset < self.end.offset
     }
+
+    /// Whether the line behind so many others is given up.
+    pub(crate) const fn covers_line(&self, before: u64) -> bool {
+        self.begin.lines <= before && before < self.end.lines
+    }
 }
 
 /// A cut, and what it takes beyond the one before it in its stream, which it replaces.

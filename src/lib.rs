@@ -61,6 +61,8 @@
 //!    (`store/file/writer/`), where `AppendFile::append` (`logfile/mod.rs`) writes the bytes. Now they are safe from
 //!    a crash of this process. If the disk refuses them, the log is cut back to the end of its last whole line, a
 //!    `Hole` counts what comes until the disk takes it again, and the job hears nothing of it.
+//!    Of a run that becomes larger than it may be, `WriterHalf::give_up` (`writer/cap.rs`) gives up a part in the
+//!    middle: the journal is told, then the readers, then the disk gets it back.
 //! 3. `WriterHalf::arrived` counts the lines, and `WriterHalf::mark` adds them to the open mark: "so many bytes and
 //!    lines of this stream, at this microsecond". A mark takes in what comes within a millisecond;
 //!    `WriterHalf::write_marks_if_due` then writes it to the journal (`JournalWriter::append_arrivals`). On the

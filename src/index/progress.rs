@@ -166,13 +166,15 @@ pub(crate) struct GapAt {
 /// that are left of the cut are part of it.
 pub(crate) fn gap_of_cut(cut: &Cut, from: Place, gaps: &[GapAt]) -> Gap {
     let (after, end) = (LineNumber(from.lines), cut.end.lines);
-    let within = |at: &&GapAt| after <= at.gap.after && at.gap.after.0 + at.gap.lines <= end;
-    let lost_before: u64 = gaps.iter().filter(within).map(|at| at.gap.bytes).sum();
+    let within = |at: &&GapAt| after <= at.gap.after && at.gap.after.plus(at.gap.lines).0 <= end;
+    let of_log = cut.end.offset.saturating_sub(from.offset);
+    let bytes = gaps.iter().filter(within).fold(of_log, |sum, at| sum.saturating_add(at.gap.bytes));
     Gap {
         stream: cut.stream,
         after,
-        lines: end - from.lines,
-        bytes: cut.end.offset - from.offset + lost_before,
+        // The index is believed to be sound only until its files say something else.
+        lines: end.saturating_sub(from.lines),
+        bytes,
         reason: GapReason::RunSizeCap,
     }
 }

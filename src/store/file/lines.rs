@@ -242,7 +242,7 @@ impl LineReader {
     /// How far what is damaged reaches: to the next hole or to what is given up, which say how many lines lie before
     /// them, or else to where the file can be read again.
     fn damaged(&self, sound: Sound, gaps: &[GapAt], passed: usize, cut: Option<Cut>) -> Taken {
-        let lost: u64 = gaps[..passed].iter().map(|at| at.gap.lines).sum();
+        let lost = gaps[..passed].iter().fold(0u64, |sum, at| sum.saturating_add(at.gap.lines));
         let hole = gaps.get(passed).map(|at| Place { lines: at.gap.after.0, offset: at.offset });
         let given_up = cut.map(|cut| cut.begin).filter(|begin| self.offset < begin.offset);
         let known = hole.into_iter().chain(given_up).min_by_key(|place| place.offset);
@@ -251,7 +251,8 @@ impl LineReader {
             None => {
                 let passed_cut = cut.filter(|cut| cut.end.offset <= self.offset);
                 let given_up = passed_cut.map_or(0, |cut| lines_not_in_log(&cut, &gaps[..passed]));
-                Place { lines: sound.lines + lost + given_up, offset: sound.offset }
+                let lines = sound.lines.saturating_add(lost).saturating_add(given_up);
+                Place { lines, offset: sound.offset }
             }
         };
         // A table that tells something else than the journal is of no use.
@@ -351,8 +352,8 @@ impl LineReader {
 /// and the end of its last line; the lines of the holes are counted with those of others.
 fn lines_not_in_log(cut: &Cut, gaps: &[GapAt]) -> u64 {
     let within = |at: &&GapAt| cut.begin.lines <= at.gap.after.0 && at.gap.after.0 < cut.end.lines;
-    let lost_before: u64 = gaps.iter().filter(within).map(|at| at.gap.lines).sum();
-    cut.lines().saturating_sub(lost_before + 1)
+    let lost_before = gaps.iter().filter(within).fold(1u64, |sum, at| sum.saturating_add(at.gap.lines));
+    cut.lines().saturating_sub(lost_before)
 }
 
 enum Filled {

@@ -292,7 +292,7 @@ impl FileSource {
     fn given_up(&self, arrivals: &Arrivals, next: &Next) -> Option<Cut> {
         let stream = next.arrival.stream;
         let line = arrivals.taken[stream.index()].max(next.before.of(stream).lines);
-        self.cuts.known(stream).filter(|cut| cut.begin.lines <= line && line < cut.end.lines)
+        self.cuts.known(stream).filter(|cut| cut.covers_line(line))
     }
 
     /// Tells of lines that are given up. Where nothing can lie between them, that is of all of them, as without times.
@@ -415,7 +415,7 @@ impl FileSource {
                 Followed::Step(self.give(batch))
             }
             Taken::Gap(_) => return self.follow_plan(plan, moment, io),
-            Taken::Cut(_) => {
+            Taken::Cut(_) if self.cuts.known(stream).is_some_and(|cut| cut.covers_line(line)) => {
                 match place {
                     Some(place) => reader.jump(place.lines, place.offset),
                     None => self.readers[stream.index()] = None,
@@ -434,8 +434,8 @@ impl FileSource {
             Taken::Damaged(..) => {
                 self.missing(stream, (plan.until_line, plan.end)).map_or(Followed::Done, Followed::Step)
             }
-            // There is no end of a line where the journal says that there was one.
-            Taken::Missing | Taken::Nothing => {
+            // There is no end of a line where the journal says that there was one, or other lines are said to be given up.
+            Taken::Missing | Taken::Nothing | Taken::Cut(_) => {
                 self.missing(stream, (plan.until_line, plan.end)).map_or(Followed::Done, Followed::Step)
             }
         })
@@ -603,10 +603,11 @@ impl JournalOrder {
             is_rest: begin.lines > cut.begin.lines && overtaken.is_some(),
         });
         lost.gap.lines += end.0 - begin.lines;
-        lost.gap.bytes += match next.arrival.what {
-            What::Mark { .. } => end.1 - begin.offset,
+        let bytes = match next.arrival.what {
+            What::Mark { .. } => end.1.saturating_sub(begin.offset),
             What::Gap(_) => next.arrival.bytes,
         };
+        lost.gap.bytes = lost.gap.bytes.saturating_add(bytes);
         lost.fresh += end.0 - *taken;
         lost.behind = end;
         *taken = end.0;

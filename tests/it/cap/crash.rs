@@ -73,14 +73,20 @@ fn copy_of(folder: &Path) -> (tempfile::TempDir, PathBuf) {
     (copy, run)
 }
 
-#[tokio::test]
-async fn what_was_written_down_and_not_done_is_done_by_who_recovers_the_run() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = FileLogStore::open_folder(folder.path(), capped(CAP)).unwrap();
+/// A run in the middle of its life, of which something was given up.
+fn half_a_run(folder: &Path) -> (FileLogStore, Job) {
+    let store = FileLogStore::open_folder(folder, capped(CAP)).unwrap();
     let mut job = Job::start(&store, "r");
     job.print_bytes(OUT, 5 * CAP);
     job.print_bytes(ERR, 3 * CAP);
     job.writer.flush().unwrap();
+    (store, job)
+}
+
+#[tokio::test]
+async fn what_was_written_down_and_not_done_is_done_by_who_recovers_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, job) = half_a_run(folder.path());
     let (copy, run) = copy_of(folder.path());
     for stream in Stream::BOTH {
         let part = store.given_up(&id("r"), stream).unwrap().unwrap();
@@ -98,11 +104,7 @@ async fn what_was_written_down_and_not_done_is_done_by_who_recovers_the_run() {
 #[tokio::test]
 async fn after_a_power_cut_what_was_given_up_is_not_taken_for_what_was_lost() {
     let folder = tempfile::tempdir().unwrap();
-    let store = FileLogStore::open_folder(folder.path(), capped(CAP)).unwrap();
-    let mut job = Job::start(&store, "r");
-    job.print_bytes(OUT, 5 * CAP);
-    job.print_bytes(ERR, 3 * CAP);
-    job.writer.flush().unwrap();
+    let (_store, job) = half_a_run(folder.path());
     let (copy, run) = copy_of(folder.path());
     make_old(&run);
     assert_eq!(recovered(copy.path(), "r").await, job.printed);
@@ -187,4 +189,53 @@ async fn without_its_journal_what_was_given_up_is_one_line_of_zeros_and_the_end_
         assert_eq!(String::from_utf8_lossy(text), line(OUT, printed_as));
     }
     assert_eq!(lines.last().unwrap().1, line(OUT, printed).as_bytes());
+}
+
+/// A journal that is damaged anywhere: every read ends, and what it gives are lines that were printed, or zeros where
+/// nobody knows any more that they were given up.
+#[tokio::test]
+async fn whatever_is_left_of_the_journal_every_read_ends_and_gives_lines_that_were_printed() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = FileLogStore::open(folder.path(), capped(CAP)).unwrap();
+    let mut job = Job::start(&store, "r");
+    for _ in 0..60 {
+        job.print(OUT, 300);
+        job.print(ERR, 60);
+    }
+    job.finish();
+    store.close().unwrap();
+    drop(store);
+    let journal = folder.path().join("job_runs/r/journal");
+    let sound = fs::read(&journal).unwrap();
+    for at in (9..sound.len()).step_by(sound.len() / 40) {
+        for is_cut in [false, true] {
+            let mut damaged = sound.clone();
+            damaged[at] ^= 0x10;
+            damaged.truncate(if is_cut { at } else { sound.len() });
+            fs::write(&journal, damaged).unwrap();
+            fs::remove_file(folder.path().join("index.redb")).unwrap();
+            let store = FileLogStore::open(folder.path(), capped(0)).unwrap();
+            for (view, times) in
+                [(View::STDOUT, false), (View::STDOUT, true), (View::STDERR, false), (View::All, true)]
+            {
+                let mut events =
+                    store.read(&id("r"), ReadOptions { times, ..ReadOptions::new(view) }).unwrap();
+                let mut ended = false;
+                while let Some(event) = events.next().await {
+                    match event.unwrap() {
+                        ReadEvent::Lines(batch) => batch.lines().for_each(|shown| {
+                            let text = String::from_utf8_lossy(shown.text);
+                            let number = text.get(12..20).and_then(|number| number.parse().ok()).unwrap_or(0);
+                            let is_zeros = shown.text.iter().all(|&byte| byte == 0);
+                            assert!(is_zeros || text == line(batch.stream, number), "byte {at}: {text:.200}");
+                        }),
+                        ReadEvent::Gap { .. } => {}
+                        ReadEvent::End(end) => ended = matches!(end, ReadEnd::Complete(_)),
+                    }
+                }
+                assert!(ended, "byte {at}, {view:?}");
+            }
+            store.close().unwrap();
+        }
+    }
 }
