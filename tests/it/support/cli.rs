@@ -52,6 +52,8 @@ impl Databuild {
                 command.env_remove(name);
             }
         }
+        // `cargo test` has it name folders of the build: the loader would look into each of them first.
+        command.env_remove("LD_LIBRARY_PATH");
         command.env("HOME", self.home.path()).env("DATABUILD_LOG_DIR", self.home.path().join("logs"));
         command.envs(self.server.iter().map(|server| ("DATABUILD_LOG_SERVER", server)));
         command.envs(self.variables.iter().map(|(name, value)| (*name, value)));
