@@ -88,7 +88,7 @@ async fn a_run_that_is_copied_file_by_file_goes_on_until_it_is_whole() {
     let orders = orders();
     let originals: Vec<_> =
         (0..orders.len()).map(|n| recorded(elsewhere.path(), &format!("r{n}"), true)).collect();
-    thread::sleep(Duration::from_millis(100));
+    thread::sleep(Duration::from_millis(600));
     let store = open(folder.path());
     let target = |run: &JobMetadata| folder.path().join("job_runs").join(run.id().as_str());
     let mut followers = Vec::new();
@@ -141,7 +141,7 @@ async fn a_run_that_is_copied_file_by_file_goes_on_until_it_is_whole() {
 fn cp_of_finished_runs_succeeds_and_shows_them_as_they_were() {
     let (elsewhere, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let originals: Vec<_> = (0..20).map(|n| recorded(elsewhere.path(), &format!("r{n}"), true)).collect();
-    thread::sleep(Duration::from_millis(100));
+    thread::sleep(Duration::from_millis(600));
     let of_originals = open(elsewhere.path());
     for (_, run) in &originals[10..] {
         of_originals.compress(run.id()).unwrap();
@@ -179,7 +179,7 @@ fn cp_of_finished_runs_succeeds_and_shows_them_as_they_were() {
 fn a_copy_of_a_run_that_goes_on_is_lost_when_nobody_copies_any_more() {
     let (elsewhere, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (original, run) = recorded(elsewhere.path(), "r", false);
-    thread::sleep(Duration::from_millis(100));
+    thread::sleep(Duration::from_millis(600));
     let store = open(folder.path());
     let target = folder.path().join("job_runs");
     assert!(Command::new("cp").arg("-r").arg(&original).arg(&target).status().unwrap().success());

@@ -10,10 +10,10 @@ use crate::line::{Stream, UnixMicros};
 use crate::logfile::length;
 
 /// How long nothing may change in a folder before nobody copies to it any more.
-const QUIET: Duration = Duration::from_secs(10);
-/// A journal is made when its run starts. One that was made later than this is a copy. The times of files come from a
-/// clock that stands still for some milliseconds.
-const MADE_WITHIN: Duration = Duration::from_millis(50);
+const QUIET: Duration = Duration::from_secs(5);
+/// A journal is made when its run starts. One that was made later than this is a copy: a machine that is very busy may
+/// take some time for it.
+const MADE_WITHIN: Duration = Duration::from_millis(500);
 
 /// Whether the journal of a run that started at this time is a copy of the one that its writer made.
 pub(crate) fn is_copy(folder: &RunFolder, started_at: UnixMicros) -> bool {
