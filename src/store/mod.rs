@@ -92,7 +92,7 @@ pub trait LogStore: Send + Sync {
     ///
     /// # Errors
     ///
-    /// As [`byte_offset`](Self::byte_offset).
+    /// As [`byte_offset`](Self::byte_offset); [`LogError::Corrupt`] where bytes are missing that were kept once.
     fn read_bytes(
         &self,
         id: &JobRunId,

@@ -1,9 +1,11 @@
 //! The executable, as people and scripts use it.
 
+mod away;
 mod client;
 mod errors;
 mod folder;
 mod follow;
+mod holes;
 mod logs;
 mod runs;
 mod serve;

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use databuild_logs::{
-    Completion, FileStoreOptions, JobCommand, JobEnd, JobInput, JobRunId, JobSignal, RunSpec, RunnerError,
-    SubProcessBackend, SubProcessRunning, Tee,
+    Completion, FileStoreOptions, JobCommand, JobEnd, JobInput, JobRunId, JobSignal, LogError, RunSpec,
+    RunnerError, SubProcessBackend, SubProcessRunning, Tee,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -56,6 +56,9 @@ pub(crate) fn run(args: RunArgs, log_dir: &Path, options: FileStoreOptions) -> E
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("databuild: {error}");
+            if matches!(error, RunnerError::Log(LogError::Io { .. })) {
+                eprintln!("  the log folder is {}: --log-dir takes another", log_dir.display());
+            }
             ExitCode::from(error.exit_code())
         }
     }

@@ -89,6 +89,11 @@ impl LineReader {
         self.offset
     }
 
+    /// Up to where the file was searched for the end of the line that comes next.
+    pub(crate) const fn searched(&self) -> u64 {
+        self.scanned
+    }
+
     /// Passes over all lines up to `line`, the number of lines before the next one that will be given.
     pub(crate) const fn skip_to(&mut self, line: u64) {
         self.skip = line.saturating_sub(self.line);

@@ -52,6 +52,7 @@ use crate::store::file::evictor::Evictor;
 use crate::store::file::handle::{Handle, Lent};
 use crate::store::file::lines::{LineReader, Reach, Taken};
 use crate::store::file::list::{list_folders, list_when_known, with_pins};
+use crate::store::file::live::LiveRun;
 use crate::store::file::places::Places;
 use crate::store::file::shared::{Shared, shut_down};
 use crate::store::file::writer::OwnRun;
@@ -242,7 +243,11 @@ impl LogStore for FileLogStore {
         let line = places.position(View::One(stream), start)?;
         let (place, file) = places.line_floor(stream, line)?;
         if !file.is_there() {
-            return Ok(ByteOffset(0));
+            return if over && line > 0 && end > 0 {
+                Err(cut_short(&run, stream, 0))
+            } else {
+                Ok(ByteOffset(0))
+            };
         }
         let gaps = Arc::clone(&run.state().gaps);
         let gaps: Vec<_> = gaps.iter().filter(|at| at.gap.stream == stream).copied().collect();
@@ -253,6 +258,7 @@ impl LogStore for FileLogStore {
             match reader.next(reach, Io::MayBlock)? {
                 Taken::Gap(_) => {}
                 Taken::Damaged(line, offset) => reader.pass_over(line, offset),
+                Taken::Missing if over => return Err(cut_short(&run, stream, reader.searched())),
                 _ => break,
             }
         }
@@ -268,12 +274,19 @@ impl LogStore for FileLogStore {
         length: usize,
     ) -> Result<Bytes, LogError> {
         let run = self.shared.find(id)?;
-        let end = run.state().visible[stream.index()];
-        let left = usize::try_from(end.saturating_sub(offset.0)).unwrap_or(usize::MAX);
-        let Some(mut file) = ReadFile::open_if_there(&run.folder.log(stream))? else {
-            return Ok(Bytes::new());
+        let (end, over) = {
+            let state = run.state();
+            (state.visible[stream.index()], state.run.state.is_over())
         };
-        match file.read(offset.0, length.min(left), Io::MayBlock)? {
+        let left = usize::try_from(end.saturating_sub(offset.0)).unwrap_or(usize::MAX);
+        let length = length.min(left);
+        let Some(mut file) = ReadFile::open_if_there(&run.folder.log(stream))? else {
+            return if over && length > 0 { Err(cut_short(&run, stream, 0)) } else { Ok(Bytes::new()) };
+        };
+        match file.read(offset.0, length, Io::MayBlock)? {
+            Fetched::Bytes(bytes) if bytes.is_empty() && over && length > 0 => {
+                Err(cut_short(&run, stream, file.len()?))
+            }
             Fetched::Bytes(bytes) => Ok(bytes),
             Fetched::WouldBlock => Ok(Bytes::new()),
             Fetched::Damaged(sound) => Err(LogError::Corrupt {
@@ -320,6 +333,17 @@ impl LogStore for FileLogStore {
         self.shared.announce();
         shut_down(&self.shared).map_or(Ok(()), Err)
     }
+}
+
+/// The log of a run that is over is shorter than it was, and ends at this byte; or the run was evicted just now.
+fn cut_short(run: &LiveRun, stream: Stream, at: u64) -> LogError {
+    let state = run.state();
+    if let Some(tombstone) = state.evicted.clone() {
+        return LogError::Evicted(tombstone);
+    }
+    let missing = state.visible[stream.index()].saturating_sub(at);
+    let what = format!("the log ends at byte {at}, and {missing} bytes behind it are missing");
+    LogError::Corrupt { path: run.folder.log(stream), what }
 }
 
 /// The handle that writes a run.
