@@ -7,6 +7,7 @@ mod folder;
 mod follow;
 mod holes;
 mod logs;
+mod metadata;
 mod runs;
 mod serve;
 

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use databuild_logs::{
-    Batch, ClientEnd, ClientEvent, Completion, JobRunId, LineNumber, LogQuery, StateKind, Stream, UnixMicros,
-    View,
+    Batch, ClientEnd, ClientEvent, Completion, GapNotice, JobRunId, LineNumber, LogQuery, StateKind, Stream,
+    UnixMicros, View,
 };
 use futures_util::{FutureExt, StreamExt};
 
@@ -21,6 +21,9 @@ use crate::stop;
 /// How long a connection may be broken before it is asked whether the service is away, and from then on how often.
 const AWAY: Duration = Duration::from_secs(1);
 
+/// How long the next piece of a hole is waited for.
+const NEXT_PIECE: Duration = Duration::from_millis(500);
+
 /// Shows the log of a run; the exit code is the run's if that is asked for.
 pub(crate) fn run(args: LogsArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     let request = Request::check(args, settings)?;
@@ -34,7 +37,7 @@ async fn show(request: &Request, settings: &Settings) -> Result<ExitCode, Failur
     }
     let Located { source, id, started_at } = locate(settings, &request.name, request.wait).await?;
     let printer = Printer::to_stdout(request.format);
-    let viewer = Viewer { source, id, started_at, printer, told_away: false };
+    let viewer = Viewer { source, id, started_at, printer, holes: [None, None], told_away: false };
     let end = match request.bytes_of() {
         Some(stream) => viewer.copy(stream, &request.query).await?,
         None => viewer.print(&request.query, settings).await?,
@@ -132,7 +135,9 @@ struct Viewer {
     id: JobRunId,
     started_at: Option<UnixMicros>,
     printer: Printer,
-    /// Whether it was told that the service is away, where only new lines are shown.
+    /// The hole of each stream that is not told yet: a hole can come in pieces.
+    holes: [Option<GapNotice>; 2],
+    /// Whether it was told that the service is away, where nobody watches.
     told_away: bool,
 }
 
@@ -156,8 +161,13 @@ impl Viewer {
                 Some(event) => event,
                 None => {
                     self.printer.flush()?;
+                    let hole = self.holes.iter().any(Option::is_some);
                     tokio::select! {
                         event = events.next() => event,
+                        () = tokio::time::sleep(NEXT_PIECE), if hole => {
+                            self.tell_holes()?;
+                            continue;
+                        }
                         folder = self.folder_instead(settings), if rest.is_some() => {
                             self.note(format!("{} does not answer: reading {folder}", self.source))?;
                             self.source = folder;
@@ -172,9 +182,12 @@ impl Viewer {
                 return Err(Failure::new(Code::General, "the log ended without an end"));
             };
             rest = None;
+            if !matches!(event, ClientEvent::Gap(_)) {
+                self.tell_holes()?;
+            }
             match event {
                 ClientEvent::Lines(batch) => self.lines(&batch).await?,
-                ClientEvent::Gap(hole) => self.note(gap(&hole))?,
+                ClientEvent::Gap(hole) => self.hole(hole)?,
                 ClientEvent::Reconnecting { next, .. } => {
                     self.printer.flush()?;
                     status(format_args!("reconnecting to {}", self.source));
@@ -241,6 +254,25 @@ impl Viewer {
             self.printer.bytes(&piece?)?;
         }
         Ok(())
+    }
+
+    /// Takes a hole, which may be the next piece of the one before.
+    fn hole(&mut self, hole: GapNotice) -> Result<(), Failure> {
+        let before = &mut self.holes[hole.stream.index()];
+        match before {
+            Some(all) if all.reason == hole.reason && all.from.plus(all.lines) == hole.from => {
+                all.lines += hole.lines;
+                all.bytes += hole.bytes;
+                Ok(())
+            }
+            _ => before.replace(hole).map_or(Ok(()), |other| self.note(gap(&other))),
+        }
+    }
+
+    /// Tells of the holes that have come to their end.
+    fn tell_holes(&mut self) -> Result<(), Failure> {
+        let holes = std::mem::take(&mut self.holes);
+        holes.into_iter().flatten().try_for_each(|hole| self.note(gap(&hole)))
     }
 
     /// A line on stderr, behind the lines before it.

@@ -58,6 +58,24 @@ fn the_bytes_of_a_log_that_became_shorter_end_with_a_word_from_the_service() {
     asking.run(&["logs", "gone", "-o", "raw"]).code(1).says("the log ends at byte 0, and 18 bytes behind it");
 }
 
+/// The journal tells of it in many pieces.
+#[test]
+fn a_hole_is_told_once_however_the_log_is_shown() {
+    let databuild = Databuild::new();
+    databuild.run(&["run", "-q", "--id", "r", "--", "seq", "100000"]).code(0);
+    cut(&databuild.home.path().join("logs/job_runs/r/stdout.log"), 7);
+    let (_service, url) = serving(&databuild);
+    let in_folder = Databuild::asking(NOBODY).with("DATABUILD_LOG_DIR", folder(&databuild));
+    for asking in [in_folder, Databuild::asking(&url)] {
+        for shown in [&[][..], &["-t"], &["--all"], &["-o", "json"], &["--all", "-f"]] {
+            let done = asking.run(&[&["logs", "r"], shown].concat()).code(0);
+            let told: Vec<&str> = done.stderr.lines().filter(|line| line.starts_with("--")).collect();
+            assert_eq!(told, ["-- 99997 lines of stdout (588 kB) were not kept: the file is damaged --"]);
+            assert_eq!(done.text().lines().count(), 3, "{shown:?}");
+        }
+    }
+}
+
 #[test]
 fn a_log_that_can_not_be_read_is_said_at_once_by_a_service_too() {
     let databuild = Databuild::new();
