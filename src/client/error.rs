@@ -65,6 +65,14 @@ pub enum ClientError {
         /// Why, in the service's words.
         detail: String,
     },
+    /// The service tried, and failed: a file is damaged or can't be read. Trying again changes nothing by itself.
+    #[error("the service at {url} failed: {detail}")]
+    Failed {
+        /// The service's address.
+        url: String,
+        /// Why, in the service's words.
+        detail: String,
+    },
     /// The service can't answer at the moment.
     #[error("the service at {url} can't answer at the moment (HTTP {status}): {detail}")]
     Unavailable {

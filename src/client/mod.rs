@@ -100,7 +100,12 @@ pub enum ClientEvent {
     /// Lines that could not be kept.
     Gap(GapNotice),
     /// The connection broke, and is being made again; nothing is lost. Told once for every time that it breaks.
-    Reconnecting(ClientError),
+    Reconnecting {
+        /// What broke it.
+        why: ClientError,
+        /// The position behind the last line given, where the read goes on; `None` if it has not begun.
+        next: Option<LineNumber>,
+    },
     /// Nothing comes after this.
     End(ClientEnd),
 }
@@ -257,7 +262,8 @@ impl Client {
         let mut url = self.url(&[id.as_str(), "logs", stream.as_str(), "raw"]);
         append(&mut url, "since", since);
         append(&mut url, "lines", lines);
-        // The window must not move under a reconnect: only one that is counted from the front stays where it is.
+        // The window must not move under a reconnect: one that is counted from the front stays where it is, and so
+        // does any once the run is over.
         let resumable = since.is_some() || lines.is_none();
         let raw = reader::Raw::open(self.clone(), id.clone(), url, resumable).await?;
         Ok(stream::try_unfold(raw, async |mut raw| {
@@ -346,8 +352,9 @@ impl Client {
             (404, _, Some(id)) => ClientError::NotFound { url, id: id.clone() },
             (410, Some(tombstone), _) => ClientError::Evicted(Box::new(tombstone)),
             (401, ..) => ClientError::Unauthorized { url },
-            (403 | 409, ..) => ClientError::Refused { detail: problem.detail },
-            (429 | 500.., ..) => self.unavailable(problem.status, problem.detail),
+            (403 | 409 | 501, ..) => ClientError::Refused { detail: problem.detail },
+            (429 | 502..=504, ..) => self.unavailable(problem.status, problem.detail),
+            (500.., ..) => ClientError::Failed { url, detail: problem.detail },
             (400, ..) => ClientError::BadParameter { parameter: problem.parameter, detail: problem.detail },
             (status, ..) => self.protocol(format!("HTTP {status}: {}", problem.detail)),
         }
@@ -401,16 +408,14 @@ impl Client {
         ClientError::Protocol { url: self.base_url().to_owned(), what: what.into() }
     }
 
-    /// A request for the bytes of a log from this one on, if they are the ones that had this tag.
+    /// A request for the bytes of a log from this one on, of those that had this name.
     fn raw_request(&self, url: &Url, from: u64, tag: Option<&HeaderValue>) -> RequestBuilder {
-        let mut request = self.http.get(url.clone());
-        if from > 0 {
-            request = request.header(RANGE, format!("bytes={from}-"));
-            if let Some(tag) = tag {
-                request = request.header(IF_RANGE, tag);
-            }
+        let request = self.http.get(url.clone());
+        match (from, tag) {
+            (0, _) => request,
+            (_, None) => request.header(RANGE, format!("bytes={from}-")),
+            (_, Some(tag)) => request.header(RANGE, format!("bytes={from}-")).header(IF_RANGE, tag),
         }
-        request
     }
 }
 

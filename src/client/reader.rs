@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use reqwest::header::{ACCEPT, ETAG, HeaderValue};
-use reqwest::{StatusCode, Url};
+use reqwest::{Response, StatusCode, Url};
 
 use super::decode::{Decoded, Decoder};
 use super::sse::SseParser;
@@ -73,7 +73,7 @@ impl Reader {
                     self.remember_position();
                     self.connection = None;
                     if !std::mem::replace(&mut self.told, true) {
-                        return Ok(Some(ClientEvent::Reconnecting(error)));
+                        return Ok(Some(ClientEvent::Reconnecting { why: error, next: self.position }));
                     }
                 }
                 Err(error) => {
@@ -92,7 +92,7 @@ impl Reader {
         match &event {
             ClientEvent::Lines(batch) => self.delivered += batch.lines,
             ClientEvent::End(_) => self.ended = true,
-            ClientEvent::Gap(_) | ClientEvent::Reconnecting(_) => {}
+            ClientEvent::Gap(_) | ClientEvent::Reconnecting { .. } => {}
         }
         event
     }
@@ -106,8 +106,11 @@ impl Reader {
     fn remember_position(&mut self) {
         let Some(connection) = &self.connection else { return };
         let id = std::str::from_utf8(connection.parser.last_id()).ok().and_then(|id| id.parse().ok());
-        if let Some(Cursor::After(line)) = id {
-            self.position = Some(line);
+        if let Some(Cursor::After(line)) = id
+            && self.position != Some(line)
+        {
+            // Where the read goes on is part of what is told.
+            (self.position, self.told) = (Some(line), false);
         }
         self.backoff.server = connection.parser.retry().or(self.backoff.server);
     }
@@ -205,8 +208,9 @@ pub(super) struct Raw {
     client: Client,
     id: JobRunId,
     url: Url,
+    /// Whether the window stays where it is.
     resumable: bool,
-    /// Of the bytes, if they can't change any more.
+    /// The name of these bytes, if they can't change.
     tag: Option<HeaderValue>,
     body: BoxStream<'static, reqwest::Result<Bytes>>,
     given: u64,
@@ -220,8 +224,11 @@ impl Raw {
         url: Url,
         resumable: bool,
     ) -> Result<Self, ClientError> {
-        let (body, tag) = Self::body(&client, &id, &url, 0, None).await?;
-        Ok(Self { client, id, url, resumable, tag, body, given: 0, backoff: Backoff::default() })
+        let response = Self::request(&client, &id, &url, 0, None).await?;
+        let tag = response.headers().get(ETAG).cloned();
+        let resumable = resumable || tag.is_some();
+        let (body, given) = (response.bytes_stream().boxed(), 0);
+        Ok(Self { client, id, url, resumable, tag, body, given, backoff: Backoff::default() })
     }
 
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
@@ -237,9 +244,10 @@ impl Raw {
             };
             while self.resumable && error.is_transient() && self.backoff.failures < TRIES {
                 self.backoff.wait().await;
-                match Self::body(&self.client, &self.id, &self.url, self.given, self.tag.as_ref()).await {
-                    Ok((body, _)) => {
-                        self.body = body;
+                let (client, tag) = (&self.client, self.tag.as_ref());
+                match Self::request(client, &self.id, &self.url, self.given, tag).await {
+                    Ok(response) => {
+                        self.body = response.bytes_stream().boxed();
                         break;
                     }
                     Err(next) => error = next,
@@ -251,20 +259,19 @@ impl Raw {
         }
     }
 
-    async fn body(
+    async fn request(
         client: &Client,
         id: &JobRunId,
         url: &Url,
         from: u64,
         tag: Option<&HeaderValue>,
-    ) -> Result<(BoxStream<'static, reqwest::Result<Bytes>>, Option<HeaderValue>), ClientError> {
+    ) -> Result<Response, ClientError> {
         let response = client.send(client.raw_request(url, from, tag), Some(id)).await?;
         if from > 0 && response.status() != StatusCode::PARTIAL_CONTENT {
             return Err(client.protocol("it does not give a part of a log"));
         }
         client.expect_type(&response, "text/plain")?;
-        let tag = response.headers().get(ETAG).cloned();
-        Ok((response.bytes_stream().boxed(), tag))
+        Ok(response)
     }
 }
 

@@ -34,15 +34,16 @@ fn same(given: &[u8], token: &[u8]) -> bool {
 /// Refuses a request that names another host than loopback, when that is all there is to name.
 ///
 /// A page of any site can point a name of its own at 127.0.0.1 and is then, to the browser, of the same origin as
-/// this service. Its requests still carry that name.
+/// this service. Its requests still carry that name. What comes without any name is no browser: probes that speak
+/// HTTP/1.0 send none.
 pub(super) async fn check_host(State(app): State<App>, request: Request, next: Next) -> Response {
     if app.options().loopback_hosts_only {
         let named = match request.uri().authority() {
-            Some(authority) => authority.as_str(),
-            None => request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default(),
+            Some(authority) => Some(authority.as_str()),
+            None => request.headers().get(HOST).map(|host| host.to_str().unwrap_or_default()),
         };
-        if !is_loopback(named) {
-            return Refusal::foreign_host(named).into_response();
+        if let Some(foreign) = named.filter(|name| !is_loopback(name)) {
+            return Refusal::foreign_host(foreign).into_response();
         }
     }
     next.run(request).await

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{OriginalUri, State};
 use axum::http::header::{self, HeaderName, HeaderValue};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
@@ -159,8 +159,9 @@ async fn ready(State(app): State<App>) -> Result<&'static str, Refusal> {
     }
 }
 
-async fn unknown_path(request: Request) -> Refusal {
-    Refusal::not_found(format!("nothing is at {}", request.uri().path()))
+/// The address is the one that was asked for: what is nested sees only the end of it.
+async fn unknown_path(OriginalUri(asked): OriginalUri) -> Refusal {
+    Refusal::not_found(format!("nothing is at {}", asked.path()))
 }
 
 /// The headers of every response: nothing is loaded from elsewhere, nothing is guessed, nothing is told to others.

@@ -1,8 +1,11 @@
 //! Errors as `application/problem+json` (RFC 9457), and which status each of the store's errors is.
 
+use std::io;
+
 use axum::http::header::{CONTENT_RANGE, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use rustix::io::Errno;
 
 use crate::error::LogError;
 use crate::run::InvalidId;
@@ -137,6 +140,7 @@ impl From<LogError> for Refusal {
             LogError::Index { .. } => Self::passing("index", detail),
             // A disk that is full may have room again; one that is broken is for somebody to look at.
             LogError::Io { .. } if error.is_disk_full() => Self::passing("disk-full", detail),
+            LogError::Io { ref source, .. } if is_passing(source) => Self::passing("busy", detail),
             LogError::Io { .. } => Self::logged("io", detail),
             LogError::Corrupt { .. } => Self::logged("corrupt", detail),
             // Holes are events of a stream; one here is a mistake of ours.
@@ -162,6 +166,12 @@ impl Refusal {
         tracing::error!(kind, detail, "a request failed");
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, kind, detail)
     }
+}
+
+/// Whether the system had no more of what others give back: handles of files, or memory.
+fn is_passing(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN))
 }
 
 impl IntoResponse for Refusal {

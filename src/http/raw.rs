@@ -3,6 +3,7 @@
 //! Of a run that goes on, what is there when it is asked for. Once the run is over the bytes cannot change, so they
 //! have a strong `ETag`. What is given up in the middle of a log is left out.
 
+use std::io;
 use std::ops::Range;
 
 use axum::body::Body;
@@ -14,7 +15,7 @@ use axum::http::header::{
 use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use futures_util::{Stream, stream};
+use futures_util::{Stream, StreamExt, stream};
 
 use super::App;
 use super::params::{LogPath, Params, path, run_id};
@@ -75,7 +76,13 @@ pub(super) async fn bytes(
         Asked::Nothing => return Err(Refusal::range(length)),
     };
     put(CONTENT_LENGTH, (part.end - part.start).to_string());
-    Ok((status, answer, Body::from_stream(pieces(app, id, log, window.part(part)))).into_response())
+    // What can't be given at all is said with a status.
+    let (first, rest) = match window.part(part) {
+        parts if parts.iter().all(Range::is_empty) => (Bytes::new(), parts),
+        parts => piece(&app, &id, log, parts).await?,
+    };
+    let body = stream::once(async { Ok(first) }).chain(pieces(app, id, log, rest));
+    Ok((status, answer, Body::from_stream(body)).into_response())
 }
 
 /// Which bytes of the file a request is about.
@@ -126,7 +133,12 @@ fn window(
         (None, Some(count)) => (offset(Start::LastLines { count, after: LineNumber::START })?, end_of_file),
         (Some(since), Some(count)) => {
             let first = LineNumber(since);
-            (offset(Start::After(first))?, offset(Start::After(first.plus(count)))?)
+            let end = match offset(Start::After(first.plus(count))) {
+                // The bytes up to the hole are given, and what is missing is said where they end.
+                Err(LogError::Corrupt { .. }) => end_of_file,
+                end => end?,
+            };
+            (offset(Start::After(first))?, end)
         }
     };
     let tag = run.state.ended().map(|ended| format!("\"{:x}-{start:x}-{end:x}\"", ended.0));
@@ -177,24 +189,41 @@ fn pieces(
     id: JobRunId,
     log: LogStream,
     parts: [Range<u64>; 2],
-) -> impl Stream<Item = Result<Bytes, std::io::Error>> {
-    stream::try_unfold((app, id, parts), move |(app, id, [first, second])| async move {
-        let (range, then) = if first.is_empty() { (second, 0..0) } else { (first, second) };
-        if range.is_empty() {
+) -> impl Stream<Item = io::Result<Bytes>> {
+    stream::try_unfold((app, id, parts), move |(app, id, parts)| async move {
+        if parts.iter().all(Range::is_empty) {
             return Ok(None);
         }
-        let length = usize::try_from(PIECE_BYTES.min(range.end - range.start)).unwrap_or(usize::MAX);
-        let (asked, offset) = (id.clone(), ByteOffset(range.start));
-        let piece = app
-            .blocking(move |store| store.read_bytes(&asked, log, offset, length))
-            .await
-            .map_err(|refusal| std::io::Error::other(refusal.problem().detail.clone()))?;
-        if piece.is_empty() {
-            return Err(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the log became shorter"));
+        match piece(&app, &id, log, parts).await {
+            Ok((piece, rest)) => Ok(Some((piece, (app, id, rest)))),
+            Err(refusal) => {
+                // An error makes the server drop what it has not sent: it sends that while it waits.
+                tokio::task::yield_now().await;
+                Err(io::Error::other(refusal.problem().detail.clone()))
+            }
         }
-        let rest = range.start + piece.len() as u64..range.end;
-        Ok(Some((piece, (app, id, [rest, then]))))
     })
+}
+
+/// The first bytes of parts of which one is not empty, and the rest of them.
+async fn piece(
+    app: &App,
+    id: &JobRunId,
+    log: LogStream,
+    [first, second]: [Range<u64>; 2],
+) -> Result<(Bytes, [Range<u64>; 2]), Refusal> {
+    let (range, then) = if first.is_empty() { (second, 0..0) } else { (first, second) };
+    let length = usize::try_from(PIECE_BYTES.min(range.end - range.start)).unwrap_or(usize::MAX);
+    let (asked, offset) = (id.clone(), ByteOffset(range.start));
+    let piece = app.blocking(move |store| store.read_bytes(&asked, log, offset, length)).await?;
+    if piece.is_empty() {
+        let missing = range.end - range.start;
+        let what =
+            format!("{log} of run {id} ends at byte {offset}, and {missing} bytes behind it are missing");
+        return Err(Refusal::internal(&what));
+    }
+    let rest = range.start + piece.len() as u64..range.end;
+    Ok((piece, [rest, then]))
 }
 
 #[cfg(test)]

@@ -95,7 +95,7 @@ pub trait LogStore: Send + Sync {
     /// # Errors
     ///
     /// As [`byte_offset`](Self::byte_offset); [`LogError::Gap`] where [`given_up`](Self::given_up) says that there is
-    /// nothing any more: the log goes on behind it.
+    /// nothing any more: the log goes on behind it; [`LogError::Corrupt`] where bytes are missing that were kept once.
     fn read_bytes(
         &self,
         id: &JobRunId,

@@ -1,10 +1,13 @@
 //! The executable, as people and scripts use it.
 
+mod away;
 mod client;
 mod errors;
 mod folder;
 mod follow;
+mod holes;
 mod logs;
+mod metadata;
 mod runs;
 mod serve;
 

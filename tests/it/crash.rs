@@ -141,7 +141,7 @@ async fn follow(client: Client, id: JobRunId, view: View) -> Followed {
                 }
             }
             ClientEvent::Gap(gap) => panic!("{id}: {gap:?}"),
-            ClientEvent::Reconnecting(_) => reconnects += 1,
+            ClientEvent::Reconnecting { .. } => reconnects += 1,
             ClientEvent::End(ClientEnd::Complete(end)) => return Followed { lines, reconnects, end },
             ClientEvent::End(end) => panic!("{id}: {end:?}"),
         }

@@ -111,7 +111,7 @@ async fn follow(client: Client, id: &'static str) -> (Given, Completion) {
                 let (lines, bytes, reason) = (notice.lines, notice.bytes, notice.reason);
                 given.gap(Gap { stream: Stream::Stdout, after, lines, bytes, reason });
             }
-            ClientEvent::Reconnecting(error) => panic!("{error}"),
+            ClientEvent::Reconnecting { why, .. } => panic!("{why}"),
             ClientEvent::End(ClientEnd::Complete(end)) => return (given, end),
             ClientEvent::End(end) => panic!("{end:?}"),
         }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use databuild_logs::StateKind;
+use databuild_logs::{LineNumber, StateKind};
 
 use crate::run;
 
@@ -79,8 +79,8 @@ pub(crate) struct LogsArgs {
     #[arg(short = 'n', long, value_name = "N|all", default_value = "all", allow_negative_numbers = true)]
     pub(crate) tail: Tail,
     /// Only what comes after line N
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    pub(crate) since_line: Option<u64>,
+    #[arg(long, value_name = "N", value_parser = line_number, allow_negative_numbers = true)]
+    pub(crate) since_line: Option<LineNumber>,
     #[command(flatten)]
     pub(crate) view: ViewArgs,
     /// Show when each line arrived; with --all, its stream too
@@ -188,7 +188,7 @@ pub(crate) struct GcArgs {
     #[arg(long, value_name = "SIZE", value_parser = size, allow_negative_numbers = true)]
     pub(crate) max_size: Option<u64>,
     /// Keep the newest N runs in any case [default: the policy]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = number_of_runs, allow_negative_numbers = true)]
     pub(crate) keep_last: Option<u64>,
     /// text: a line a run; json: an object
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
@@ -266,8 +266,7 @@ impl FromStr for Tail {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
             "all" => Ok(Self::All),
-            _ if text.starts_with('+') => Err("expected a number of lines, or all"),
-            _ => text.parse().map(Self::Lines).map_err(|_| "expected a number of lines, or all"),
+            _ => digits(text).map(Self::Lines).ok_or("expected a number of lines, or all"),
         }
     }
 }
@@ -312,6 +311,18 @@ fn size(text: &str) -> Result<u64, &'static str> {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is neither")]
     let whole = bytes as u64;
     if bytes < 1e19 { Ok(whole) } else { Err(expected) }
+}
+
+fn line_number(text: &str) -> Result<LineNumber, &'static str> {
+    digits(text).map(LineNumber).ok_or("expected a line number, or 0 for all lines")
+}
+
+fn number_of_runs(text: &str) -> Result<u64, &'static str> {
+    digits(text).ok_or("expected a number of runs")
+}
+
+fn digits(text: &str) -> Option<u64> {
+    text.parse().ok().filter(|_| !text.starts_with('+'))
 }
 
 fn at_least_one(text: &str) -> Result<u64, &'static str> {

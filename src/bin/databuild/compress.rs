@@ -8,7 +8,7 @@ use databuild_logs::{Compression, FileStoreOptions, JobRunId, LogError};
 
 use crate::args::{CompressArgs, RunsFormat};
 use crate::failure::Failure;
-use crate::locate::{RunName, locate};
+use crate::locate::{Located, RunName, locate};
 use crate::printing::byte_count;
 use crate::settings::{Settings, runtime};
 use crate::source::Source;
@@ -20,7 +20,7 @@ pub(crate) fn run(args: &CompressArgs, settings: &Settings) -> Result<ExitCode, 
     let name = RunName::parse(&args.run)?;
     let (id, done) = runtime()?.block_on(async {
         stop::on_interrupt()?;
-        let (source, id) = locate(settings, &name, false).await?;
+        let Located { source, id, .. } = locate(settings, &name, false).await?;
         let done = match source {
             Source::Service(client) => client.compress(&id).await?,
             Source::Folder { dir, .. } => {

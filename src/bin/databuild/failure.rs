@@ -115,7 +115,7 @@ impl From<ClientError> for Failure {
                 failure(Code::Unreachable).hint("--server or DATABUILD_LOG_SERVER says where the service is")
             }
             ClientError::Unavailable { .. } => failure(Code::Unreachable),
-            ClientError::Refused { .. } => failure(Code::General),
+            ClientError::Refused { .. } | ClientError::Failed { .. } => failure(Code::General),
             ClientError::Unauthorized { .. } => {
                 failure(Code::General).hint("give the service's token in DATABUILD_LOG_TOKEN")
             }

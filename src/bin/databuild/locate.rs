@@ -1,6 +1,6 @@
 //! Which run is meant, and where it is.
 
-use databuild_logs::{JobMetadata, JobRunId, RunQuery};
+use databuild_logs::{JobMetadata, JobRunId, RunQuery, UnixMicros};
 
 use crate::failure::{Code, Failure};
 use crate::printing::{command, status};
@@ -28,25 +28,35 @@ impl RunName {
     }
 }
 
+/// A run and where it is.
+pub(crate) struct Located {
+    pub(crate) source: Source,
+    pub(crate) id: JobRunId,
+    /// `None` for a run that is waited for.
+    pub(crate) started_at: Option<UnixMicros>,
+}
+
+impl Located {
+    fn new(source: Source, run: JobMetadata) -> Self {
+        Self { source, started_at: Some(run.started_at), id: run.spec.id }
+    }
+}
+
 /// Finds a run: in the service if one answers and knows it, else in the folder; in a folder that was given by hand
 /// first. With `wait`, an id that nobody knows
 /// yet is taken as it is.
-pub(crate) async fn locate(
-    settings: &Settings,
-    name: &RunName,
-    wait: bool,
-) -> Result<(Source, JobRunId), Failure> {
-    if settings.folder_comes_first()
-        && let Ok(Some(folder)) = settings.folder().await
-        && let Some(id) = find(&folder, name).await?.one(name)?
+pub(crate) async fn locate(settings: &Settings, name: &RunName, wait: bool) -> Result<Located, Failure> {
+    if let Some(folder) = settings.given_folder().await?
+        && settings.folder_comes_first()
+        && let Some(found) = find(&folder, name).await?.one(name)?
     {
-        return Ok((folder, id));
+        return Ok(Located::new(folder, found));
     }
     let (client, chosen) = settings.client()?;
     let service = Source::Service(client);
     let silence = match find(&service, name).await {
         Ok(found) => match found.one(name)? {
-            Some(id) => return Ok((service, id)),
+            Some(found) => return Ok(Located::new(service, found)),
             None => None,
         },
         Err(error) if error.none_answers() => Some(error),
@@ -54,9 +64,9 @@ pub(crate) async fn locate(
     };
     let folder = settings.folder().await;
     if let Ok(Some(folder)) = &folder
-        && let Some(id) = find(folder, name).await?.one(name)?
+        && let Some(found) = find(folder, name).await?.one(name)?
     {
-        return Ok((folder.clone(), id));
+        return Ok(Located::new(folder.clone(), found));
     }
     match (silence, folder, name) {
         (None, _, RunName::Id(id)) if wait => Ok(waiting(service, id)),
@@ -78,7 +88,7 @@ pub(crate) async fn locate(
 
 /// What a source knows by a name.
 enum Found {
-    One(JobRunId),
+    One(Box<JobMetadata>),
     /// The first few of them.
     Several(Vec<JobMetadata>),
     Nothing,
@@ -86,9 +96,9 @@ enum Found {
 
 impl Found {
     /// The run, if it is one.
-    fn one(self, name: &RunName) -> Result<Option<JobRunId>, Failure> {
+    fn one(self, name: &RunName) -> Result<Option<JobMetadata>, Failure> {
         match self {
-            Self::One(id) => Ok(Some(id)),
+            Self::One(run) => Ok(Some(*run)),
             Self::Nothing => Ok(None),
             Self::Several(runs) => Err(ambiguous(name, &runs)),
         }
@@ -99,7 +109,7 @@ async fn find(source: &Source, name: &RunName) -> Result<Found, SourceError> {
     let mut query = RunQuery { limit: Some(1), ..RunQuery::default() };
     if let RunName::Id(id) = name {
         match source.run(id).await {
-            Ok(_) => return Ok(Found::One(id.clone())),
+            Ok(run) => return Ok(Found::One(Box::new(run))),
             Err(error) if error.is_not_found() => {}
             Err(error) => return Err(error),
         }
@@ -108,14 +118,14 @@ async fn find(source: &Source, name: &RunName) -> Result<Found, SourceError> {
     let mut runs = source.runs(&query, None).await?.runs;
     Ok(match runs.len() {
         0 => Found::Nothing,
-        1 => Found::One(runs.remove(0).spec.id),
+        1 => Found::One(Box::new(runs.remove(0))),
         _ => Found::Several(runs),
     })
 }
 
-fn waiting(source: Source, id: &JobRunId) -> (Source, JobRunId) {
+fn waiting(source: Source, id: &JobRunId) -> Located {
     status(format_args!("waiting for run {id} to start in {source}"));
-    (source, id.clone())
+    Located { source, id: id.clone(), started_at: None }
 }
 
 fn unknown(name: &RunName, service: Option<Source>, folder: Option<Source>) -> Failure {

@@ -1,20 +1,28 @@
 //! `databuild logs`: shows the log of a run.
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use databuild_logs::{
-    Batch, ClientEnd, ClientEvent, Completion, JobRunId, LineNumber, LogQuery, StateKind, Stream, View,
+    Batch, ClientEnd, ClientEvent, Completion, GapNotice, JobRunId, LineNumber, LogQuery, StateKind, Stream,
+    UnixMicros, View,
 };
 use futures_util::{FutureExt, StreamExt};
 
 use crate::args::{LogFormat, LogsArgs, Tail};
 use crate::failure::{Code, Failure};
-use crate::locate::{RunName, locate};
+use crate::locate::{Located, RunName, locate};
 use crate::printing::{Format, Printer, Style, Terminal, byte_count, gap, note, outcome, printable, status};
 use crate::settings::{Settings, runtime};
 use crate::source::Source;
 use crate::stop;
+
+/// How long a connection may be broken before it is asked whether the service is away, and from then on how often.
+const AWAY: Duration = Duration::from_secs(1);
+
+/// How long the next piece of a hole is waited for.
+const NEXT_PIECE: Duration = Duration::from_millis(500);
 
 /// Shows the log of a run; the exit code is the run's if that is asked for.
 pub(crate) fn run(args: LogsArgs, settings: &Settings) -> Result<ExitCode, Failure> {
@@ -27,11 +35,12 @@ async fn show(request: &Request, settings: &Settings) -> Result<ExitCode, Failur
     if request.query.follow {
         stop::on_closed_output();
     }
-    let (source, id) = locate(settings, &request.name, request.wait).await?;
-    let viewer = Viewer { source, id, printer: Printer::to_stdout(request.format) };
+    let Located { source, id, started_at } = locate(settings, &request.name, request.wait).await?;
+    let printer = Printer::to_stdout(request.format);
+    let viewer = Viewer { source, id, started_at, printer, holes: [None, None], told_away: false };
     let end = match request.bytes_of() {
         Some(stream) => viewer.copy(stream, &request.query).await?,
-        None => viewer.print(&request.query).await?,
+        None => viewer.print(&request.query, settings).await?,
     };
     request.conclude(end)
 }
@@ -67,7 +76,7 @@ impl Request {
             Tail::All => None,
             Tail::Lines(count) => Some(count),
         };
-        let since = args.since_line.map(LineNumber);
+        let since = args.since_line;
         Ok(Self {
             name: RunName::parse(&args.run)?,
             query: LogQuery { follow: args.follow, since, lines, ..LogQuery::new(view) },
@@ -124,7 +133,12 @@ struct End {
 struct Viewer {
     source: Source,
     id: JobRunId,
+    started_at: Option<UnixMicros>,
     printer: Printer,
+    /// The hole of each stream that is not told yet: a hole can come in pieces.
+    holes: [Option<GapNotice>; 2],
+    /// Whether it was told that the service is away, where nobody watches.
+    told_away: bool,
 }
 
 impl Viewer {
@@ -140,31 +154,76 @@ impl Viewer {
         Ok(End { id: self.id, completion: run.completion() })
     }
 
-    /// Prints lines, and flushes them whenever there is none more to be had at once.
-    async fn print(mut self, query: &LogQuery) -> Result<End, Failure> {
+    /// Prints lines, and flushes them whenever there is none more to be had at once. A follower whose service stays
+    /// away goes on in the folder, if that has the run.
+    async fn print(mut self, query: &LogQuery, settings: &Settings) -> Result<End, Failure> {
         let mut events = self.source.read(&self.id, query.clone()).await?;
+        // What is left to be read, while the service is away.
+        let mut rest: Option<LogQuery> = None;
         loop {
             let event = match events.next().now_or_never() {
                 Some(event) => event,
                 None => {
                     self.printer.flush()?;
-                    events.next().await
+                    let hole = self.holes.iter().any(Option::is_some);
+                    tokio::select! {
+                        event = events.next() => event,
+                        () = tokio::time::sleep(NEXT_PIECE), if hole => {
+                            self.tell_holes()?;
+                            continue;
+                        }
+                        folder = self.folder_instead(settings), if rest.is_some() => {
+                            self.note(format!("{} does not answer: reading {folder}", self.source))?;
+                            self.source = folder;
+                            let query = rest.take().unwrap_or_else(|| query.clone());
+                            events = self.source.read(&self.id, query).await?;
+                            continue;
+                        }
+                    }
                 }
             };
             let Some(event) = event.transpose()? else {
                 return Err(Failure::new(Code::General, "the log ended without an end"));
             };
+            rest = None;
+            if !matches!(event, ClientEvent::Gap(_)) {
+                self.tell_holes()?;
+            }
             match event {
                 ClientEvent::Lines(batch) => self.lines(&batch).await?,
-                ClientEvent::Gap(hole) => self.note(gap(&hole))?,
-                ClientEvent::Reconnecting(_) => {
+                ClientEvent::Gap(hole) => self.hole(hole)?,
+                ClientEvent::Reconnecting { next, .. } => {
                     self.printer.flush()?;
                     status(format_args!("reconnecting to {}", self.source));
+                    rest = query.follow.then(|| match next {
+                        Some(next) => LogQuery { since: Some(next), lines: None, ..query.clone() },
+                        None => query.clone(),
+                    });
                 }
                 ClientEvent::End(end) => {
                     self.printer.flush()?;
                     return self.end(end).await;
                 }
+            }
+        }
+    }
+
+    /// Waits until the service does not answer and the folder has the run: then another `databuild logs` would read
+    /// that too.
+    async fn folder_instead(&mut self, settings: &Settings) -> Source {
+        loop {
+            tokio::time::sleep(AWAY).await;
+            if !self.source.run(&self.id).await.is_err_and(|error| error.none_answers()) {
+                continue;
+            }
+            if let Ok(Some(folder)) = settings.folder().await
+                && let Ok(run) = folder.run(&self.id).await
+                && self.started_at.is_none_or(|started_at| started_at == run.started_at)
+            {
+                return folder;
+            }
+            if !io::stderr().is_terminal() && !std::mem::replace(&mut self.told_away, true) {
+                note(format_args!("reconnecting to {}", self.source));
             }
         }
     }
@@ -199,6 +258,25 @@ impl Viewer {
             self.printer.bytes(&piece?)?;
         }
         Ok(())
+    }
+
+    /// Takes a hole, which may be the next piece of the one before.
+    fn hole(&mut self, hole: GapNotice) -> Result<(), Failure> {
+        let before = &mut self.holes[hole.stream.index()];
+        match before {
+            Some(all) if all.reason == hole.reason && all.from.plus(all.lines) == hole.from => {
+                all.lines += hole.lines;
+                all.bytes += hole.bytes;
+                Ok(())
+            }
+            _ => before.replace(hole).map_or(Ok(()), |other| self.note(gap(&other))),
+        }
+    }
+
+    /// Tells of the holes that have come to their end.
+    fn tell_holes(&mut self) -> Result<(), Failure> {
+        let holes = std::mem::take(&mut self.holes);
+        holes.into_iter().flatten().try_for_each(|hole| self.note(gap(&hole)))
     }
 
     /// A line on stderr, behind the lines before it.

@@ -57,6 +57,9 @@ pub(crate) fn run(args: RunArgs, log_dir: &Path, options: FileStoreOptions) -> E
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("databuild: {error}");
+            if matches!(error, RunnerError::Log(LogError::Io { .. })) {
+                eprintln!("  the log folder is {}: --log-dir takes another", log_dir.display());
+            }
             ExitCode::from(error.exit_code())
         }
     }

@@ -9,8 +9,8 @@ use databuild_logs::{JobMetadata, JobRunId, RunQuery, UnixMicros};
 use crate::args::{ListArgs, RunsArgs, RunsCommand, RunsFormat};
 use crate::compress;
 use crate::failure::Failure;
-use crate::locate::{RunName, locate};
-use crate::printing::{Table, note, terminal_width};
+use crate::locate::{Located, RunName, locate};
+use crate::printing::{Table, note, status, terminal_width};
 use crate::settings::{Settings, runtime};
 use crate::source::{Source, SourceError};
 use crate::stop;
@@ -39,7 +39,7 @@ fn set_pinned(run: &str, pinned: bool, settings: &Settings) -> Result<ExitCode, 
     let name = RunName::parse(run)?;
     let id = runtime()?.block_on(async {
         stop::on_interrupt()?;
-        let (source, id) = locate(settings, &name, false).await?;
+        let Located { source, id, .. } = locate(settings, &name, false).await?;
         source.set_pinned(&id, pinned).await?;
         Ok::<_, Failure>(id)
     })?;
@@ -48,28 +48,28 @@ fn set_pinned(run: &str, pinned: bool, settings: &Settings) -> Result<ExitCode, 
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs, newest first, and which of them are pinned.
+/// Runs, newest first, which of them are pinned, and whether there are more behind the limit.
 struct Listed {
     runs: Vec<JobMetadata>,
     pinned: HashSet<JobRunId>,
+    more: bool,
 }
 
 async fn list(args: ListArgs, settings: &Settings) -> Result<Listed, Failure> {
     let limit = usize::try_from(args.limit).unwrap_or(usize::MAX);
     let query = RunQuery { state: args.state, partition: args.partition, ..RunQuery::default() };
-    if settings.folder_comes_first()
-        && let Some(folder) = settings.folder().await?
+    if let Some(folder) = settings.given_folder().await?
+        && settings.folder_comes_first()
     {
         return Ok(pages(&folder, &query, limit).await?);
     }
-    let (client, chosen) = settings.client()?;
+    let (client, _) = settings.client()?;
     let silence = match pages(&Source::Service(client), &query, limit).await {
         Err(error) if error.none_answers() => Failure::from(error),
         answer => return Ok(answer?),
     };
     match settings.folder().await? {
         Some(folder) => Ok(pages(&folder, &query, limit).await?),
-        None if chosen => Err(silence),
         None => {
             let dir = settings.log_dir()?.value;
             Err(silence.line(format_args!("the log folder {} does not exist", dir.display())))
@@ -87,12 +87,12 @@ async fn pages(source: &Source, query: &RunQuery, limit: usize) -> Result<Listed
         pinned.extend(page.pinned);
         cursor = page.next;
         if cursor.is_none() || runs.len() >= limit {
-            return Ok(Listed { runs, pinned });
+            return Ok(Listed { runs, pinned, more: cursor.is_some() });
         }
     }
 }
 
-fn print(Listed { runs, pinned }: &Listed, format: RunsFormat, color: bool) -> io::Result<()> {
+fn print(Listed { runs, pinned, more }: &Listed, format: RunsFormat, color: bool) -> io::Result<()> {
     let mut out = BufWriter::new(io::stdout().lock());
     match format {
         RunsFormat::Json => {
@@ -110,5 +110,9 @@ fn print(Listed { runs, pinned }: &Listed, format: RunsFormat, color: bool) -> i
             Table::new(runs, pinned, UnixMicros::now()).write(&mut out, terminal_width(), color)?
         }
     }
-    out.flush()
+    out.flush()?;
+    if *more {
+        status(format_args!("the newest {} are shown; older runs: --limit N", runs.len()));
+    }
+    Ok(())
 }

@@ -51,7 +51,12 @@ impl Settings {
         }
     }
 
-    /// The folder as a source of logs; `None` if there is no such folder.
+    /// The folder that was given by hand, if one was.
+    pub(crate) async fn given_folder(&self) -> Result<Option<Source>, Failure> {
+        if self.globals.log_dir.is_some() { self.folder().await } else { Ok(None) }
+    }
+
+    /// The folder as a source of logs; `None` if there is no such folder. One that was given by hand has to be there.
     pub(crate) async fn folder(&self) -> Result<Option<Source>, Failure> {
         let dir = self.log_dir()?;
         match std::fs::metadata(&dir.value) {
@@ -60,7 +65,13 @@ impl Settings {
                 let what = format_args!("{} is {}: it is not a folder", dir.origin, dir.value.display());
                 return Err(Failure::new(Code::General, what));
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if !matches!(dir.origin, Origin::Flag(_)) {
+                    return Ok(None);
+                }
+                let what = format_args!("{} is {}: there is no such folder", dir.origin, dir.value.display());
+                return Err(Failure::new(Code::General, what));
+            }
             Err(error) => {
                 let what = format_args!("reading the log folder {}: {error}", dir.value.display());
                 return Err(Failure::new(Code::General, what));

@@ -169,7 +169,11 @@ async fn folder_bytes(
         let from = store.byte_offset(&id, stream, query.read_options().start)?;
         let to = match (query.since, query.lines) {
             (Some(since), Some(lines)) => {
-                Some(store.byte_offset(&id, stream, Start::After(since.plus(lines)))?)
+                match store.byte_offset(&id, stream, Start::After(since.plus(lines))) {
+                    // The bytes up to the hole are given, and what is missing is said where they end.
+                    Err(LogError::Corrupt { .. }) => None,
+                    to => Some(to?),
+                }
             }
             _ => None,
         };

@@ -108,6 +108,11 @@ impl LineReader {
         (self.skip == 0).then_some(Place { lines: self.line, offset: self.offset })
     }
 
+    /// Up to where the file was searched for the end of the line that comes next.
+    pub(crate) const fn searched(&self) -> u64 {
+        self.scanned
+    }
+
     /// Passes over all lines up to `line`, the number of lines before the next one that will be given.
     pub(crate) const fn skip_to(&mut self, line: u64) {
         self.skip = line.saturating_sub(self.line);

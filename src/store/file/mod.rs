@@ -46,7 +46,7 @@ use crate::error::LogError;
 use crate::index::{Committer, Index};
 use crate::layout::Layout;
 use crate::line::{ByteOffset, LineNumber, Stream, View};
-use crate::logfile::{Io, ReadFile};
+use crate::logfile::{Io, ReadFile, length as length_of};
 use crate::retention::{GcReport, GcRequest, RetentionPolicy};
 use crate::run::{JobMetadata, JobRunId, RunSpec};
 use crate::store::file::commit::commit_waiting;
@@ -57,6 +57,7 @@ use crate::store::file::evictor::Evictor;
 use crate::store::file::handle::{Handle, Lent};
 use crate::store::file::lines::{LineReader, Reach, Taken};
 use crate::store::file::list::{list_folders, list_when_known, with_pins};
+use crate::store::file::live::LiveRun;
 use crate::store::file::places::{Moment, Places};
 use crate::store::file::shared::{Shared, shut_down};
 use crate::store::file::writer::OwnRun;
@@ -253,7 +254,11 @@ impl LogStore for FileLogStore {
             false => places.line_floor_by_journal(stream, line)?,
         };
         if !file.is_there() {
-            return Ok(ByteOffset(0));
+            return if moment.is_over() && line > 0 && end > 0 {
+                Err(cut_short(&run, stream, 0))
+            } else {
+                Ok(ByteOffset(0))
+            };
         }
         let gaps = moment.gaps_of(stream);
         let cuts = Arc::new(CutWatch::new(Arc::clone(&run)));
@@ -264,6 +269,7 @@ impl LogStore for FileLogStore {
             match reader.next(reach, Io::MayBlock)? {
                 Taken::Gap(_) | Taken::Cut(_) => {}
                 Taken::Damaged(line, offset) => reader.pass_over(line, offset),
+                Taken::Missing if moment.is_over() => return Err(cut_short(&run, stream, reader.searched())),
                 _ => break,
             }
         }
@@ -279,11 +285,19 @@ impl LogStore for FileLogStore {
         length: usize,
     ) -> Result<Bytes, LogError> {
         let run = self.shared.find(id)?;
-        let end = run.state().visible[stream.index()];
-        let Some(file) = ReadFile::open_if_there(&run.folder.log(stream))? else {
-            return Ok(Bytes::new());
+        let (end, over) = {
+            let state = run.state();
+            (state.visible[stream.index()], state.run.state.is_over())
         };
-        CutWatch::new(run).read_bytes(file, stream, offset.0..end, length)
+        let path = run.folder.log(stream);
+        let bytes = match ReadFile::open_if_there(&path)? {
+            Some(file) => CutWatch::new(Arc::clone(&run)).read_bytes(file, stream, offset.0..end, length)?,
+            None => Bytes::new(),
+        };
+        if bytes.is_empty() && over && length > 0 && offset.0 < end {
+            return Err(cut_short(&run, stream, length_of(&path)));
+        }
+        Ok(bytes)
     }
 
     fn given_up(&self, id: &JobRunId, stream: Stream) -> Result<Option<Range<ByteOffset>>, LogError> {
@@ -328,6 +342,17 @@ impl LogStore for FileLogStore {
         self.shared.announce();
         shut_down(&self.shared).map_or(Ok(()), Err)
     }
+}
+
+/// The log of a run that is over is shorter than it was, and ends at this byte; or the run was evicted just now.
+fn cut_short(run: &LiveRun, stream: Stream, at: u64) -> LogError {
+    let state = run.state();
+    if let Some(tombstone) = state.evicted.clone() {
+        return LogError::Evicted(tombstone);
+    }
+    let missing = state.visible[stream.index()].saturating_sub(at);
+    let what = format!("the log ends at byte {at}, and {missing} bytes behind it are missing");
+    LogError::Corrupt { path: run.folder.log(stream), what }
 }
 
 /// The handle that writes a run.

@@ -92,7 +92,7 @@ async fn follow_service(client: Client, pause: Duration) -> (Shown, Completion) 
                 let (lines, bytes, reason) = (hole.lines, hole.bytes, hole.reason);
                 shown.gap(Gap { stream, after, lines, bytes, reason }, after.plus(lines));
             }
-            ClientEvent::Reconnecting(error) => panic!("{error}"),
+            ClientEvent::Reconnecting { why, .. } => panic!("{why}"),
             ClientEvent::End(ClientEnd::Complete(end)) => return (shown, end),
             ClientEvent::End(end) => panic!("{end:?}"),
         }

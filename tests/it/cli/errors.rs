@@ -14,8 +14,9 @@ fn what_does_not_parse_is_named() {
         (&["logs"][..], "<RUN>"),
         (&["logs", "r", "-n", "x"], "expected a number of lines, or all"),
         (&["logs", "r", "-n", "-1"], "--tail"),
-        (&["logs", "r", "--since-line", "x"], "--since-line"),
-        (&["logs", "r", "--since-line", "-3"], "--since-line"),
+        (&["logs", "r", "--since-line", "x"], "'--since-line <N>': expected a line number"),
+        (&["logs", "r", "--since-line", "-3"], "'--since-line <N>': expected a line number"),
+        (&["gc", "--keep-last", "many"], "'--keep-last <N>': expected a number of runs"),
         (&["logs", "r", "-o", "yaml"], "[possible values: text, json, raw]"),
         (&["logs", "r", "--stdout", "--stderr"], "--stderr"),
         (&["logs", "r", "--all", "--stderr"], "--all"),
@@ -88,10 +89,28 @@ fn a_service_that_is_not_there_is_unreachable() {
             .says("the folder ")
             .says("hint: is the service running? `databuild serve` starts one");
     }
-    let gone = databuild.run(&["--log-dir", "/nonexistent/logs", "logs", "r"]).code(5);
-    gone.says("the log folder /nonexistent/logs does not exist");
-    let runs = databuild.run(&["runs", "--log-dir", "/nonexistent/logs"]).code(5);
-    runs.says("no service answers at http://127.0.0.1:1");
+    for databuild in [Databuild::asking(NOBODY), Databuild::new()] {
+        let databuild = databuild.with("DATABUILD_LOG_DIR", "/nonexistent/logs");
+        for args in [&["logs", "r", "--server", NOBODY][..], &["runs", "--server", NOBODY]] {
+            let gone = databuild.run(args).code(5).says("no service answers at http://127.0.0.1:1");
+            gone.says("the log folder /nonexistent/logs does not exist");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_given_by_hand_that_is_not_there_is_named_whatever_the_service_knows() {
+    let setup = Setup::new().await;
+    setup.finished("r", "x\n");
+    for args in [&["logs", "r"][..], &["logs", "-f", "r"], &["runs"], &["runs", "pin", "r"]] {
+        let done = setup.databuild.run(&[args, &["--log-dir", "/nonexistent/logs"]].concat()).code(1);
+        assert_eq!(
+            done.says("databuild: --log-dir is /nonexistent/logs: there is no such folder").text(),
+            ""
+        );
+    }
+    let in_environment = Databuild::asking(format!("http://{}", setup.server.address));
+    in_environment.with("DATABUILD_LOG_DIR", "/nonexistent/logs").run(&["logs", "r"]).code(0);
 }
 
 #[test]

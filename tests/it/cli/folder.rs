@@ -1,9 +1,15 @@
 //! The executable on a folder: with a service in front of it, and without.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
 use databuild_logs::LogLine;
 
 use super::serve::serving;
-use crate::support::cli::{Databuild, Done, NOBODY};
+use crate::support::cli::{Databuild, Done, NOBODY, Running};
 
 fn record(databuild: &Databuild, id: &str, script: &str) -> Done {
     databuild.run(&["run", "--quiet", "--id", id, "--", "sh", "-c", script])
@@ -91,8 +97,36 @@ fn a_log_folder_that_cannot_be_made_or_written_is_named() {
         let serve = databuild.run(&["serve", "--listen", "127.0.0.1:0", "--log-dir", dir]).code(1);
         serve.says(dir).says("--log-dir takes another");
         let run = databuild.run(&["run", "--log-dir", dir, "--", "true"]).code(125);
-        run.says("databuild: ").says(dir);
+        run.says("databuild: ").says(&format!("the log folder is {dir}: --log-dir takes another"));
     }
+}
+
+/// A folder of root's, and the executable as somebody else. Who is not root can't write there either.
+#[test]
+fn a_log_folder_that_is_there_and_can_not_be_written_is_named() {
+    let databuild = Databuild::asking(NOBODY);
+    let is_root = rustix::process::geteuid().is_root();
+    let mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    mode(databuild.home.path(), 0o755);
+    let dir = databuild.home.path().join("logs");
+    mode(&dir, if is_root { 0o755 } else { 0o555 });
+    // A place where another user finds it, whatever the way to our own.
+    let executable = databuild.home.path().join("databuild");
+    fs::copy(env!("CARGO_BIN_EXE_databuild"), &executable).unwrap();
+    let done = |args: &[&str]| {
+        let mut command = Command::new(&executable);
+        command.args(args).env_clear().env("DATABUILD_LOG_DIR", &dir).env("HOME", "/nonexistent");
+        if is_root {
+            command.uid(65_534).gid(65_534);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Running::new(command.spawn().unwrap()).done()
+    };
+    let hint = format!("the log folder is {}: --log-dir takes another", dir.display());
+    let run = done(&["run", "--", "true"]).code(125).says("Permission denied").says(&hint);
+    assert_eq!(run.text(), "");
+    done(&["serve", "--listen", "127.0.0.1:0"]).code(1).says("Permission denied").says(&hint);
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use databuild_logs::{JobMetadata, Outcome, RunEnd, RunSpec, StateKind};
 
-use crate::support::cli::on_terminal;
+use crate::support::cli::{errors_on_terminal, on_terminal};
 
 use super::{Setup, exited, run_id};
 
@@ -56,6 +56,19 @@ async fn a_limit_above_a_page_takes_several() {
         |limit| setup.databuild.run(&["runs", "-o", "json", "--limit", limit]).code(0).text().lines().count();
     assert_eq!(listed("1003"), 1003);
     assert_eq!(listed("5000"), 1005);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn that_older_runs_are_not_shown_is_said_to_who_watches() {
+    let setup = Setup::new().await;
+    for n in 0..101 {
+        setup.start(&format!("r{n}"));
+    }
+    let hint = "the newest 100 are shown; older runs: --limit N\n";
+    assert_eq!(errors_on_terminal(setup.databuild.command(&["runs"]), 200), hint);
+    assert_eq!(errors_on_terminal(setup.databuild.command(&["runs", "--limit", "101"]), 200), "");
+    let done = setup.databuild.run(&["runs"]).code(0);
+    assert_eq!((done.text().lines().count(), done.stderr.as_str()), (101, ""));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -24,7 +24,7 @@ fn it_says_where_it_listens_and_ends_well_when_it_is_told_to() {
         Databuild::asking(&url).run(&["runs"]).code(0).says("no runs");
         service.signal(signal);
         service.done().code(0);
-        Databuild::asking(&url).run(&["runs", "--log-dir", "/nonexistent"]).code(5);
+        Databuild::asking(&url).with("DATABUILD_LOG_DIR", "/nonexistent").run(&["runs"]).code(5);
     }
 }
 

@@ -105,10 +105,11 @@ async fn a_bad_parameter_is_named() {
 #[tokio::test]
 async fn what_is_not_there_is_a_problem_too() {
     let server = Server::start(finished(b"x\n")).await;
+    for target in ["/nothing", "/api", "/api/nothing", "/api/openapi.json", "/assets/nothing/more"] {
+        let problem = server.get(&format!("{target}?x=1")).await.problem(404);
+        assert_eq!(problem.detail, format!("nothing is at {target}"));
+    }
     for target in [
-        "/nothing",
-        "/api",
-        "/api/nothing",
         "/api/job_runs/other",
         "/api/job_runs/other/logs/stdout",
         "/api/job_runs/other/logs/stdout/raw",
@@ -258,6 +259,20 @@ async fn on_loopback_only_names_of_loopback_are_served() {
         assert_eq!(problem.kind, "foreign-host");
         let host = format!("localhost:{}", server.address.port());
         assert_ne!(server.get_with(target, &[("Host", &host)]).await.status, 403);
+    }
+}
+
+/// Probes that speak HTTP/1.0 name no host; a browser always does.
+#[tokio::test]
+async fn on_loopback_who_names_no_host_is_served() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let server = Server::start(finished(b"x\n")).await;
+    for target in ["/healthz", "/readyz", "/api/job_runs"] {
+        let mut probe = tokio::net::TcpStream::connect(server.address).await.unwrap();
+        probe.write_all(format!("GET {target} HTTP/1.0\r\n\r\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        probe.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.0 200 OK\r\n"), "{target}: {answer}");
     }
 }
 

@@ -1,6 +1,6 @@
 //! The bytes of a log, whole and in parts.
 
-use databuild_logs::{LogStore, Stream};
+use databuild_logs::{FileLogStore, FileStoreOptions, LogStore, Stream};
 
 use super::{exited, finished, id, numbered, running};
 use crate::support::http::Server;
@@ -88,4 +88,27 @@ async fn once_a_run_is_over_its_bytes_have_a_name() {
     }
     let window = server.get(&format!("{RAW}?since=1")).await;
     assert_ne!(window.header("etag"), Some(tag.as_str()), "other bytes, another name");
+}
+
+/// The head has to be sent before the whole of a log was read.
+#[tokio::test]
+async fn a_log_that_became_shorter_is_cut_off_there_and_a_problem_from_there_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = FileLogStore::open_folder(folder.path(), FileStoreOptions::default()).unwrap();
+    store.append(&id("r"), Stream::Stdout, b"0123456789").unwrap();
+    store.finish(&id("r"), exited(0)).unwrap();
+    let log = folder.path().join("job_runs/r/stdout.log");
+    std::fs::File::options().write(true).open(log).unwrap().set_len(6).unwrap();
+    let server = Server::start(store).await;
+    let mut whole = server.open(RAW, &[]).await;
+    assert_eq!(whole.answer.header("content-length"), Some("10"));
+    assert_eq!(whole.piece().await.unwrap(), b"012345");
+    assert!(whole.try_piece().await.is_err(), "cut off, not ended");
+    let problem = server.get_with(RAW, &[("Range", "bytes=6-")]).await.problem(500);
+    assert_eq!(problem.kind, "corrupt");
+    assert!(
+        problem.detail.ends_with("the log ends at byte 6, and 4 bytes behind it are missing"),
+        "{problem:?}"
+    );
+    assert_eq!(server.get_with(RAW, &[("Range", "bytes=2-5")]).await.text(), "2345");
 }

@@ -245,20 +245,19 @@ pub(crate) fn head(stdout: ChildStdout) -> String {
 }
 
 /// Runs a command with a terminal as its standard output, this many columns wide, and tells what that shows.
-pub(crate) fn on_terminal(command: Command, columns: u16) -> String {
-    on_terminal_by(command, columns, |command, end| command.stdout(end))
+pub(crate) fn on_terminal(mut command: Command, columns: u16) -> String {
+    let (terminal, end) = terminal(columns);
+    shown_on(terminal, command.env("TERM", "xterm").stdout(end).spawn().unwrap(), command)
 }
 
 /// The same with a terminal as its standard error.
-pub(crate) fn errors_on_terminal(command: Command, columns: u16) -> String {
-    on_terminal_by(command, columns, |command, end| command.stderr(end))
+pub(crate) fn errors_on_terminal(mut command: Command, columns: u16) -> String {
+    let (terminal, end) = terminal(columns);
+    shown_on(terminal, command.env("TERM", "xterm").stderr(end).spawn().unwrap(), command)
 }
 
-fn on_terminal_by(
-    mut command: Command,
-    columns: u16,
-    attach: impl FnOnce(&mut Command, File) -> &mut Command,
-) -> String {
+/// A terminal, and the end of it that programs have.
+fn terminal(columns: u16) -> (File, File) {
     let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     grantpt(&terminal).unwrap();
     unlockpt(&terminal).unwrap();
@@ -266,13 +265,15 @@ fn on_terminal_by(
     let end = File::options().read(true).write(true).open(name).unwrap();
     let size = Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
     tcsetwinsize(&end, size).unwrap();
-    attach(command.env("TERM", "xterm"), end);
-    let mut child = command.spawn().unwrap();
+    (terminal.into(), end)
+}
+
+fn shown_on(mut terminal: File, mut child: Child, command: Command) -> String {
     // The command holds the only other end left: what it still holds is closed with its configuration.
     drop(command);
     let mut shown = Vec::new();
     // A terminal whose other end is gone gives an error.
-    drop(File::from(terminal).read_to_end(&mut shown));
+    drop(terminal.read_to_end(&mut shown));
     assert!(child.wait().unwrap().success());
     String::from_utf8(shown).unwrap().replace("\r\n", "\n")
 }
