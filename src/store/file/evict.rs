@@ -157,7 +157,7 @@ impl Shared {
     /// [`LogError::Unsupported`] in a store without its index; [`LogError::Closed`], or what the index said.
     pub(crate) fn gc(&self, request: &GcRequest) -> Result<GcReport, LogError> {
         let index = self.index_to_evict()?;
-        self.wait_until_discovered();
+        self.discovery.wait_until_done();
         commit_all(self, index);
         let order = Order {
             policy: request.over(self.options.retention),

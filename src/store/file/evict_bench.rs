@@ -46,7 +46,7 @@ impl EvictionBench {
         }
         let options = FileStoreOptions::default();
         let shared = Arc::new(Shared::new(layout.clone(), options, Some(Arc::new(index)), runs));
-        shared.set_discovered();
+        shared.discovery.set_done();
         Ok(Self { shared, folder: layout, oldest: 1, runs })
     }
 

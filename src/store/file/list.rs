@@ -18,8 +18,8 @@ const COARSE_MICROS: u64 = 20_000;
 pub(crate) fn list_when_known(shared: &Shared, index: &Index, query: &RunQuery) -> Result<RunPage, LogError> {
     let mut failed = false;
     loop {
-        let renewals = shared.renewals();
-        shared.wait_until_discovered();
+        let renewals = shared.discovery.renewals();
+        shared.discovery.wait_until_done();
         let listed = list_indexed(shared, index, query);
         match listed {
             Err(LogError::Index { .. }) if !failed => {
@@ -27,7 +27,7 @@ pub(crate) fn list_when_known(shared: &Shared, index: &Index, query: &RunQuery) 
                 mend(shared, index);
             }
             Err(error) => return Err(error),
-            Ok(page) if shared.renewals() == renewals || shared.is_closed() => return Ok(page),
+            Ok(page) if shared.discovery.renewals() == renewals || shared.is_closed() => return Ok(page),
             Ok(_) => {}
         }
     }

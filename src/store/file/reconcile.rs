@@ -26,7 +26,7 @@ pub(crate) fn look_around(shared: &Arc<Shared>) {
             if let Err(error) = reconcile(shared, index) {
                 tracing::warn!(%error, "comparing the index with the folders");
             }
-            if shared.is_closed() || shared.set_discovered_unless_renewed() {
+            if shared.is_closed() || shared.discovery.set_done_unless_renewed() {
                 break;
             }
         }
@@ -37,7 +37,7 @@ pub(crate) fn look_around(shared: &Arc<Shared>) {
 }
 
 fn reconcile(shared: &Arc<Shared>, index: &Index) -> Result<(), LogError> {
-    let mut numbers = shared.take_renewed().then(|| Renumbering::new(shared));
+    let mut numbers = shared.discovery.take_renewed().then(|| Renumbering::new(shared));
     let listing = shared.layout.list()?;
     remove_leftovers(&listing.prepared);
     let Differences { mut orphans, ghosts } = compare(index, listing.runs)?;
@@ -135,7 +135,7 @@ pub(crate) fn is_leftover(prepared: &RunFolder) -> bool {
 /// Makes an index usable again that failed. When it had to be made anew, what is in memory is written to it again,
 /// and the folders are taken up in the background.
 pub(crate) fn mend(shared: &Shared, index: &Index) {
-    match index.mend(|| shared.set_renewed()) {
+    match index.mend(|| shared.discovery.set_renewed()) {
         Ok(false) => {}
         Ok(true) => {
             for tracked in shared.all_tracked() {
