@@ -34,7 +34,7 @@
 //! | `index/` | Where is line N, which runs are there? `schema` the tables, `codec` the bytes of a record, `progress` which places are kept, `checkpoints` their rows, `retention` which runs are oldest and what all take up, `committer` the thread that writes, `building` a new index beside the old one. |
 //! | `retention.rs` | Which runs are to be evicted, and why? The policy, and the plan from rows alone. |
 //! | `journal.rs` | What happened to a run, and when? The records and their bytes. |
-//! | `logfile/`, `layout.rs` | How is a file appended to and read, plain or compressed (`seekable` reads, `compress` makes, `frames` has the bytes); what are the files called? |
+//! | `logfile/`, `layout/` | How is a file appended to and read, plain or compressed (`seekable` reads, `compress` makes, `frames` has the bytes); what are the files called? |
 //! | `error.rs`, `run/`, `line.rs` | The words that everything speaks. |
 //! | `meter.rs` | What is counted? The names of all metrics. |
 //!

@@ -1,28 +1,19 @@
-//! Where everything is on disk. No other file knows a file's name.
+//! The folder of one run: what its files are called, and what they take up.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::ops::Range;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use rustix::fs::{
-    CWD, FallocateFlags, FlockOperation, OFlags, RenameFlags, StatVfs, fallocate, flock, renameat_with,
-    statvfs,
-};
-use rustix::io::Errno;
-
+use super::disk::{allocate, open_regular};
 use crate::error::LogError;
-use crate::line::{Stream, UnixMicros};
-use crate::run::{JobMetadata, JobRunId};
+use crate::line::Stream;
+use crate::run::JobMetadata;
 
-const JOB_RUNS: &str = "job_runs";
 const JOURNAL: &str = "journal";
 const METADATA: &str = "metadata.json";
-const TRASH: &str = "trash";
 const PINNED: &str = "pinned";
 
 /// Every file that this program makes in a run's folder, and that goes with the run. What it is still making begins
@@ -40,193 +31,6 @@ const OWN_FILES: [&str; 8] = [
 
 /// The most bytes of a `metadata.json` that are read.
 const MAX_METADATA: u64 = 16 * 1024 * 1024;
-/// A log folder.
-#[derive(Clone, Debug)]
-pub(crate) struct Layout {
-    root: PathBuf,
-    job_runs: PathBuf,
-    trash: PathBuf,
-}
-
-impl Layout {
-    pub(crate) fn new(root: &Path) -> Self {
-        Self { root: root.to_owned(), job_runs: root.join(JOB_RUNS), trash: root.join(TRASH) }
-    }
-
-    pub(crate) fn root(&self) -> &Path {
-        &self.root
-    }
-
-    /// The folder that holds a folder for every run.
-    pub(crate) fn job_runs(&self) -> &Path {
-        &self.job_runs
-    }
-
-    pub(crate) fn index(&self) -> PathBuf {
-        self.root.join("index.redb")
-    }
-
-    /// An index that is being made, until it takes the place of the other.
-    pub(crate) fn new_index(&self) -> PathBuf {
-        self.root.join("index.redb.new")
-    }
-
-    pub(crate) fn run(&self, id: &JobRunId) -> RunFolder {
-        RunFolder { path: self.job_runs.join(id.as_str()) }
-    }
-
-    /// Makes the folders that are not there yet.
-    pub(crate) fn create(&self) -> Result<(), LogError> {
-        fs::create_dir_all(&self.job_runs).map_err(LogError::io("creating", &self.job_runs))
-    }
-
-    /// A folder in which a run is prepared before it appears under its id. No run id starts with a dot.
-    pub(crate) fn prepare_run(&self, id: &JobRunId) -> Result<RunFolder, LogError> {
-        static PREPARED: AtomicU64 = AtomicU64::new(0);
-        let count = PREPARED.fetch_add(1, Ordering::Relaxed);
-        let name = format!(".{id}.{}-{count}.new", std::process::id());
-        let path = self.job_runs.join(name);
-        fs::create_dir(&path).map_err(LogError::io("creating", &path))?;
-        Ok(RunFolder { path })
-    }
-
-    /// Lets a prepared run appear under its id, all at once.
-    pub(crate) fn publish_run(&self, prepared: &RunFolder, id: &JobRunId) -> Result<RunFolder, LogError> {
-        let run = self.run(id);
-        match renameat_with(CWD, &prepared.path, CWD, &run.path, RenameFlags::NOREPLACE) {
-            Ok(()) => Ok(run),
-            Err(errno) if errno == rustix::io::Errno::EXIST => {
-                Err(LogError::AlreadyExists { id: id.clone() })
-            }
-            Err(errno) => Err(LogError::io("creating", run.path)(errno.into())),
-        }
-    }
-
-    /// The ids of all run folders, in no order.
-    pub(crate) fn list_runs(&self) -> Result<Vec<JobRunId>, LogError> {
-        Ok(self.list()?.runs)
-    }
-
-    /// What there is beside each other in the folder of runs.
-    pub(crate) fn list(&self) -> Result<Listing, LogError> {
-        let mut listing = Listing::default();
-        let entries = match fs::read_dir(&self.job_runs) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(listing),
-            Err(error) => return Err(LogError::io("listing", &self.job_runs)(error)),
-        };
-        for entry in entries {
-            let entry = entry.map_err(LogError::io("listing", &self.job_runs))?;
-            let name = entry.file_name();
-            let Some(name) = name.to_str().filter(|_| entry.file_type().is_ok_and(|kind| kind.is_dir()))
-            else {
-                continue;
-            };
-            if let Ok(id) = name.parse() {
-                listing.runs.push(id);
-            } else if name.starts_with('.') && name.ends_with(".new") {
-                listing.prepared.push(RunFolder { path: entry.path() });
-            }
-        }
-        Ok(listing)
-    }
-
-    /// Moves a run's folder to where it is removed, under a name that says what has to be known of the eviction.
-    ///
-    /// # Errors
-    ///
-    /// What the system said. The folder is where it was then.
-    pub(crate) fn move_to_trash(
-        &self,
-        id: &JobRunId,
-        at: UnixMicros,
-        reason: &str,
-    ) -> Result<RunFolder, LogError> {
-        let run = self.run(id);
-        let path = self.trash.join(format!("{id}.{}-{reason}", at.0));
-        let rename = || renameat_with(CWD, &run.path, CWD, &path, RenameFlags::NOREPLACE);
-        let mut moved = rename();
-        if moved == Err(Errno::NOENT) {
-            match fs::create_dir(&self.trash) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                    return Err(LogError::io("creating", &self.trash)(error));
-                }
-                _ => moved = rename(),
-            }
-        }
-        moved.map_err(|errno| LogError::io("moving to the trash", &run.path)(errno.into()))?;
-        Ok(RunFolder { path })
-    }
-
-    /// What an eviction that was cut short left behind. Names that are none of ours are left out.
-    pub(crate) fn list_trash(&self) -> Result<Vec<Trashed>, LogError> {
-        let entries = match fs::read_dir(&self.trash) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(LogError::io("listing", &self.trash)(error)),
-        };
-        let mut found = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(LogError::io("listing", &self.trash))?;
-            let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
-            if is_folder && let Some(name) = entry.file_name().to_str() {
-                found.extend(Trashed::from_name(name, RunFolder { path: entry.path() }));
-            }
-        }
-        Ok(found)
-    }
-
-    /// Bytes that everything takes up on disk which is not in a run's folder, the index left out.
-    pub(crate) fn bytes_beside_runs(&self) -> u64 {
-        let index = self.index();
-        let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten();
-        let files = entries(&self.root).filter(|entry| entry.path() != index);
-        let beside = files.map(|entry| blocks_of(&entry.path())).sum::<u64>();
-        let trashed = entries(&self.trash).map(|entry| {
-            blocks_of(&entry.path()) + entries(&entry.path()).map(|file| blocks_of(&file.path())).sum::<u64>()
-        });
-        beside + trashed.sum::<u64>()
-    }
-
-    /// The run that a path is in, or is the folder of.
-    pub(crate) fn run_of(&self, path: &Path) -> Option<JobRunId> {
-        path.strip_prefix(&self.job_runs).ok()?.components().next()?.as_os_str().to_str()?.parse().ok()
-    }
-}
-
-/// What there is in the folder of runs.
-#[derive(Debug, Default)]
-pub(crate) struct Listing {
-    /// The ids of run folders, in no order.
-    pub(crate) runs: Vec<JobRunId>,
-    /// Folders of runs that are being prepared, or were when their writer died.
-    pub(crate) prepared: Vec<RunFolder>,
-}
-
-/// The folder of a run whose eviction has begun.
-#[derive(Debug)]
-pub(crate) struct Trashed {
-    pub(crate) id: JobRunId,
-    /// When it was evicted.
-    pub(crate) at: UnixMicros,
-    /// Why, as the word that it was moved with.
-    pub(crate) reason: String,
-    pub(crate) folder: RunFolder,
-}
-
-impl Trashed {
-    fn from_name(name: &str, folder: RunFolder) -> Option<Self> {
-        // An id can have dots of its own.
-        let (id, eviction) = name.rsplit_once('.')?;
-        let (at, reason) = eviction.split_once('-')?;
-        Some(Self {
-            id: id.parse().ok()?,
-            at: UnixMicros(at.parse().ok()?),
-            reason: reason.to_owned(),
-            folder,
-        })
-    }
-}
 
 /// What of a run's folder is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,38 +41,6 @@ pub(crate) enum Removal {
     Everything,
 }
 
-/// Keeps a log folder's index to one process for as long as it lives.
-#[derive(Debug)]
-pub(crate) struct StoreLock {
-    file: File,
-}
-
-impl Drop for StoreLock {
-    /// A process that is just being started has this file open too, until it is what it becomes: closing it here
-    /// would not be enough.
-    fn drop(&mut self) {
-        let _ = flock(&self.file, FlockOperation::Unlock);
-    }
-}
-
-impl StoreLock {
-    /// Takes the lock that stands beside an index.
-    ///
-    /// # Errors
-    ///
-    /// [`LogError::InUse`] if somebody else has it, or what the disk said.
-    pub(crate) fn take(index: &Path) -> Result<Self, LogError> {
-        let path = index.with_file_name("LOCK");
-        let file = File::options().write(true).create(true).truncate(false).open(&path);
-        let file = file.map_err(LogError::io("opening", &path))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { file }),
-            Err(Errno::WOULDBLOCK) => Err(LogError::InUse { path: index.to_owned() }),
-            Err(errno) => Err(LogError::io("locking", path)(errno.into())),
-        }
-    }
-}
-
 /// The folder of one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RunFolder {
@@ -276,6 +48,10 @@ pub(crate) struct RunFolder {
 }
 
 impl RunFolder {
+    pub(super) const fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -539,7 +315,7 @@ pub(crate) fn metadata_of(plain: &Path) -> io::Result<fs::Metadata> {
 }
 
 /// Bytes that a file or folder takes up on disk, as its blocks say; what is in the folder is not counted.
-fn blocks_of(path: &Path) -> u64 {
+pub(super) fn blocks_of(path: &Path) -> u64 {
     fs::symlink_metadata(path).map_or(0, |file| file.blocks() * 512)
 }
 
@@ -554,79 +330,4 @@ fn is_own(name: &str) -> bool {
         Some(made) => OWN_FILES.iter().any(|own| made.starts_with(own)),
         None => OWN_FILES.contains(&name),
     }
-}
-
-/// What is known of the file system that a file or folder is in, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Disk {
-    /// What this process may still write.
-    pub(crate) free: u64,
-    pub(crate) size: u64,
-}
-
-impl Disk {
-    /// The file system that a path is in.
-    ///
-    /// # Errors
-    ///
-    /// What the system said.
-    pub(crate) fn at(path: &Path) -> Result<Self, LogError> {
-        statvfs(path)
-            .map(Self::from)
-            .map_err(|errno| LogError::io("asking for free space of", path)(errno.into()))
-    }
-
-    /// What logs leave free here when so much is asked for: never more than half of it.
-    pub(crate) fn floor(self, min_free_bytes: u64) -> u64 {
-        min_free_bytes.min(self.size / 2)
-    }
-}
-
-impl From<StatVfs> for Disk {
-    fn from(found: StatVfs) -> Self {
-        let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
-        Self { free: bytes(found.f_bavail), size: bytes(found.f_blocks) }
-    }
-}
-
-/// Asks for blocks of the disk for a part of a file, also of one behind its end, without changing its length. What is written there later finds
-/// room on a disk that is full by then. Gives false on a file system that can't do that.
-///
-/// # Errors
-///
-/// What the system says; [`io::ErrorKind::StorageFull`] above all.
-pub(crate) fn allocate(file: &File, part: Range<u64>) -> io::Result<bool> {
-    change_blocks(file, FallocateFlags::KEEP_SIZE, part)
-}
-
-/// Gives the blocks of a part of a file back to the disk; it reads as zeros then. The file stays as long as it is. Gives
-/// false on a file system that can't do that.
-///
-/// # Errors
-///
-/// What the system says.
-pub(crate) fn punch_hole(file: &File, part: Range<u64>) -> io::Result<bool> {
-    change_blocks(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, part)
-}
-
-fn change_blocks(file: &File, flags: FallocateFlags, part: Range<u64>) -> io::Result<bool> {
-    if part.is_empty() {
-        return Ok(true);
-    }
-    loop {
-        match fallocate(file, flags, part.start, part.end - part.start) {
-            Ok(()) => return Ok(true),
-            Err(Errno::INTR) => {}
-            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV) => return Ok(false),
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-}
-
-/// Opens a file for reading that is a file itself: a link could lead out of the log folder, and whoever opens a pipe
-/// would wait for its writer.
-pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is not a regular file")) }
 }
