@@ -17,7 +17,9 @@ use crate::run::JobRunId;
 use run_folder::blocks_of;
 
 pub(crate) use disk::{Disk, StoreLock, allocate, open_regular, punch_hole};
-pub(crate) use run_folder::{Removal, RunFolder, being_compressed, compressed, metadata_of};
+#[cfg(feature = "compression")]
+pub(crate) use run_folder::being_compressed;
+pub(crate) use run_folder::{Removal, RunFolder, compressed, metadata_of};
 
 const JOB_RUNS: &str = "job_runs";
 const TRASH: &str = "trash";
