@@ -98,7 +98,7 @@
 //!    into a position by [`LogStore::position`]. [`LogStore::read`] of the file store goes to `Shared::open_read`;
 //!    a run that does not exist yet is waited for in `Shared::wait_and_read`. `Shared::find` looks in memory, then
 //!    in the index, then for a folder.
-//! 4. `FileSource::open` (`store/file/source.rs`) asks `Places::line_floor` (`store/file/places.rs`) for a place at
+//! 4. `FileSource::open` (`store/file/source/mod.rs`) asks `Places::line_floor` (`store/file/places.rs`) for a place at
 //!    or before the line: among those that wait for the index, with `Index::line_floor`, or without an index in the
 //!    journal. The index is not trusted: if the byte before the place is not `\n`, the log is read from its
 //!    beginning.
