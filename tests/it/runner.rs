@@ -1,14 +1,17 @@
 //! Real jobs, recorded.
 #![allow(clippy::unwrap_used, reason = "a test that can't go on is to fail")]
 
+mod directives;
+mod verb;
+
 use std::ffi::OsString;
 use std::fs;
 use std::future::Future;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -282,85 +285,6 @@ fn an_id_that_is_taken_is_refused_before_anything_is_executed() {
 }
 
 #[test]
-fn directives_reach_the_caller_and_stay_in_the_log() {
-    let bench = Bench::new();
-    let text = "before\n\
-        DATABUILD_MISSING_DEPS_JSON:{\"version\":\"1\",\"missing_deps\":[{\"impacted\":[{\"ref\":\"a\"}],\"missing\":[{\"ref\":\"b\"}]}]}\n\
-        DATABUILD_COST_JSON:{\"eur\":1}\n\
-        DATABUILD_MISSING_DEPS_JSON:{oops\n\
-        after\n";
-    fs::write(bench.path("text"), text).unwrap();
-    let mut running = bench.sh("cat text; exit 1");
-    let found = events(&mut running);
-    let [
-        JobEvent::MissingDeps(deps),
-        JobEvent::Directive { name, json },
-        JobEvent::Malformed { name: bad, .. },
-    ] = &found[..]
-    else {
-        panic!("{found:?}")
-    };
-    assert_eq!((deps[0].impacted[0].name.as_str(), deps[0].missing[0].name.as_str()), ("a", "b"));
-    assert_eq!((name.as_str(), json.as_str(), bad.as_str()), ("COST", "{\"eur\":1}", "MISSING_DEPS"));
-    assert_eq!(bench.stdout(&running), text);
-    let run = bench.store.run(running.job_run_id()).unwrap();
-    assert_eq!(run.missing_deps, *deps);
-    assert_eq!(run.state.exit(), Some(Exit::Code(1)));
-}
-
-#[test]
-fn a_directive_that_is_split_over_reads_is_one() {
-    let bench = Bench::new();
-    for gate in ["gate-1", "gate-2", "gate-3"] {
-        bench.gate(gate);
-    }
-    let script = "printf 'x\nDATA'; read _ <gate-1; printf BUILD_A_; read _ <gate-2; printf 'JSON:[1'; read _ <gate-3; printf ',2]'";
-    let mut running = bench.sh(script);
-    for (seen, gate) in
-        [("x\nDATA", "gate-1"), ("x\nDATABUILD_A_", "gate-2"), ("x\nDATABUILD_A_JSON:[1", "gate-3")]
-    {
-        bench.until_stdout(&running, seen);
-        bench.open_gate(gate);
-    }
-    let found = events(&mut running);
-    assert!(
-        matches!(&found[..], [JobEvent::Directive { name, json }] if name == "A" && json == "[1,2]"),
-        "{found:?}"
-    );
-}
-
-#[test]
-fn a_directive_over_a_mebibyte_is_text() {
-    let bench = Bench::new();
-    let line = format!("DATABUILD_MISSING_DEPS_JSON:\"{}\"\n", "x".repeat(1024 * 1024));
-    fs::write(bench.path("text"), line.clone() + "DATABUILD_NEXT_JSON:1\n").unwrap();
-    let mut running = bench.sh("cat text");
-    let found = events(&mut running);
-    assert!(
-        matches!(&found[..], [JobEvent::Malformed { .. }, JobEvent::Directive { name, .. }] if name == "NEXT"),
-        "{found:?}"
-    );
-    assert!(bench.stdout(&running).starts_with(&line));
-    assert!(bench.store.run(running.job_run_id()).unwrap().missing_deps.is_empty());
-}
-
-#[test]
-fn missing_deps_without_end_are_bounded_and_the_run_says_how_many_were_left_out() {
-    let bench = Bench::new();
-    let name = "x".repeat(100_000);
-    let line = format!("DATABUILD_MISSING_DEPS_JSON:{{\"impacted\":[\"{name}\"],\"missing\":[]}}\n");
-    fs::write(bench.path("text"), line.repeat(30)).unwrap();
-    let mut running = bench.sh("cat text");
-    let end = end(&running);
-    let kept = recorded(&end).missing_deps.len();
-    assert_eq!(kept, 10);
-    assert_eq!(end.note.as_deref(), Some("20 lines of missing deps are only in the log"));
-    let found = events(&mut running);
-    let Some(JobEvent::NotKept { directives }) = found.last() else { panic!("{} events", found.len()) };
-    assert_eq!(found.len() - 1 + usize::try_from(*directives).unwrap(), 30);
-}
-
-#[test]
 fn a_cancelled_job_may_end_in_its_own_way() {
     let bench = Bench::new();
     let running = bench.sh("trap 'echo cleaned up; exit 9' TERM; echo ready; while :; do sleep 0.01; done");
@@ -507,42 +431,6 @@ fn a_reader_that_is_slow_now_and_then_gets_every_byte_once() {
 }
 
 #[test]
-fn the_verb_ends_its_job_and_itself_however_stuck_the_reader_of_its_output_is() {
-    let logs = tempfile::tempdir().unwrap();
-    let mut verb = verb(logs.path());
-    verb.args(["--id", "x", "--", "sh", "-c", "trap 'exit 3' TERM; yes & wait"]);
-    let mut running = verb.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let log = logs.path().join("job_runs/x/stdout.log");
-    until("more is recorded than pipes take", || {
-        std::fs::metadata(&log).is_ok_and(|log| log.len() > 4 << 20)
-    });
-    let pid = rustix::process::Pid::from_child(&running);
-    let terminate = || rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    terminate();
-    let metadata = logs.path().join("job_runs/x/metadata.json");
-    until("the end is recorded", || metadata.exists());
-    let mut status = None;
-    until("the end of the verb", || {
-        terminate();
-        status = running.try_wait().unwrap();
-        status.is_some()
-    });
-    assert_eq!(status.unwrap().code(), Some(3));
-}
-
-#[test]
-fn the_verb_says_which_directives_it_can_not_use() {
-    let logs = tempfile::tempdir().unwrap();
-    let script =
-        "echo 'DATABUILD_MISSING_DEPS_JSON:{oops'; for i in $(seq 20); do echo 'DATABUILD_X_JSON:}'; done";
-    let output = verb(logs.path()).args(["-q", "--", "sh", "-c", script]).output().unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert!(said.starts_with("databuild: a line DATABUILD_MISSING_DEPS_JSON can't be used: "), "{said}");
-    assert!(said.ends_with("databuild: nor can 13 other lines of that kind\n"), "{said}");
-    assert_eq!((output.status.code(), said.lines().count()), (Some(0), 9));
-}
-
-#[test]
 fn many_jobs_run_side_by_side() {
     let bench = Bench::new();
     let jobs: Vec<_> = (0..40).map(|n| (n, bench.sh(&format!("echo {n}; exit {n}")))).collect();
@@ -550,100 +438,4 @@ fn many_jobs_run_side_by_side() {
         assert_eq!(end(&running).exit(), Some(Exit::Code(n)));
         assert_eq!(bench.stdout(&running), format!("{n}\n"));
     }
-}
-
-/// `databuild run` with a log folder of its own.
-fn verb(log_dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_databuild"));
-    command.env("DATABUILD_LOG_DIR", log_dir).arg("run").stdin(Stdio::null());
-    command
-}
-
-#[test]
-fn the_verb_copies_both_streams_and_gives_the_commands_exit_code() {
-    let logs = tempfile::tempdir().unwrap();
-    let script = ["--", "sh", "-c", "echo out; echo err >&2; exit 3"];
-    let output = verb(logs.path()).args(script).output().unwrap();
-    assert_eq!((&output.stdout[..], &output.stderr[..]), (&b"out\n"[..], &b"err\n"[..]));
-    assert_eq!(output.status.code(), Some(3));
-    let output = verb(logs.path()).arg("-q").args(script).output().unwrap();
-    assert_eq!((&output.stdout[..], &output.stderr[..]), (&b""[..], &b""[..]));
-    assert_eq!(output.status.code(), Some(3));
-}
-
-#[test]
-fn the_verb_says_with_its_exit_code_what_went_wrong() {
-    let logs = tempfile::tempdir().unwrap();
-    let code = |args: &[&str]| verb(logs.path()).args(args).output().unwrap().status.code();
-    assert_eq!(code(&["--", "sh", "-c", "kill -KILL $$"]), Some(137));
-    assert_eq!(code(&["--cwd", "/nowhere", "--", "true"]), Some(125));
-    for nonsense in [&["--id", "../x", "--", "true"][..], &["--no-such-flag", "--", "true"], &[]] {
-        assert_eq!(code(nonsense), Some(125), "{nonsense:?}");
-    }
-    assert_eq!(code(&["--", "/"]), Some(126));
-    let output = verb(logs.path()).args(["--", "no-such-command-anywhere"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(127));
-    assert_eq!(output.stderr, b"databuild: no-such-command-anywhere: command not found\n");
-}
-
-#[test]
-fn the_verb_gives_the_command_its_folder_environment_and_input() {
-    let logs = tempfile::tempdir().unwrap();
-    let mut child = verb(logs.path())
-        .args(["--cwd", "/", "--env", "A=1=2", "--env", "B=", "--", "sh", "-c", "pwd; echo \"$A$B\"; cat"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"input\n").unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), "/\n1=2\ninput\n");
-}
-
-#[test]
-fn the_verb_passes_signals_on_and_leaves_the_decision_to_the_command() {
-    let logs = tempfile::tempdir().unwrap();
-    let script = "trap 'echo int' INT; trap 'exit 7' TERM; echo ready; while :; do sleep 0.01; done";
-    let mut child =
-        verb(logs.path()).args(["--", "sh", "-c", script]).stdout(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-    let pid = rustix::process::Pid::from_child(&child);
-    let mut expect = |line: &str| assert_eq!(lines.next().as_deref(), Some(line));
-    expect("ready");
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
-    expect("int");
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(7));
-}
-
-#[test]
-fn a_reader_of_the_verb_that_leaves_does_not_hurt_the_command() {
-    let logs = tempfile::tempdir().unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let done = folder.path().join("done");
-    let mut child = verb(logs.path())
-        .arg("--cwd")
-        .arg(folder.path())
-        .args(["--", "sh", "-c", "seq 100000 && echo yes >done"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    drop(child.stdout.take());
-    assert_eq!(child.wait().unwrap().code(), Some(0));
-    assert_eq!(fs::read_to_string(done).unwrap(), "yes\n");
-}
-
-#[test]
-fn the_verb_records_the_run_and_refuses_an_id_that_exists() {
-    let logs = tempfile::tempdir().unwrap();
-    let args = ["--id", "x", "--partition", "data/a", "--label", "k=v=w", "-q", "--", "echo", "hello"];
-    assert_eq!(verb(logs.path()).args(args).status().unwrap().code(), Some(0));
-    let run = logs.path().join("job_runs/x");
-    assert_eq!(fs::read(run.join("stdout.log")).unwrap(), b"hello\n");
-    let json: JobMetadata = serde_json::from_slice(&fs::read(run.join("metadata.json")).unwrap()).unwrap();
-    assert_eq!(json.spec.building_partitions, ["data/a"]);
-    assert_eq!(json.spec.labels["k"], "v=w");
-    let output = verb(logs.path()).args(args).output().unwrap();
-    assert_eq!(output.status.code(), Some(125));
-    assert!(String::from_utf8(output.stderr).unwrap().contains("exists already"));
 }
