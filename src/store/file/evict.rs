@@ -514,3 +514,6 @@ fn remove(folder: &RunFolder, removal: Removal) {
         Err(error) => tracing::warn!(%error, "what is left of an evicted run can't be removed yet"),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,37 @@
+use super::*;
+use crate::run::{Exit, RunSpec};
+use crate::store::file::adopt::ForeignRun;
+use crate::store::file::shared::Tracked;
+use crate::store::file::{FileLogStore, FileStoreOptions};
+use crate::store::{LogStore, Outcome, RunEnd};
+
+#[test]
+fn a_run_that_is_still_in_the_memory_of_the_store_goes_the_next_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = FileLogStore::open(folder.path(), FileStoreOptions::default()).unwrap();
+    let id: JobRunId = "x".parse().unwrap();
+    let long_ago = UnixMicros(UnixMicros::now().0 - 3_600_000_000);
+    let end = RunEnd { ended_at: long_ago, ..RunEnd::now(Outcome::Exited(Exit::Code(0))) };
+    store.start(RunSpec::new(id.clone())).unwrap().finish(end).unwrap();
+    let shared = &store.shared;
+    let index = shared.index_to_evict().unwrap();
+    commit_all(shared, index);
+    let policy = RetentionPolicy { max_age: Some(Duration::from_secs(60)), ..RetentionPolicy::OFF };
+    let order = Order { policy, to_free: 0, dry_run: false, at_most: MOST_EVICTED };
+    let mut turn = shared.evictions.none_for_now();
+    let mut evict = || shared.evict(index, &mut turn, order).unwrap();
+
+    let number = match index.find(&id).unwrap() {
+        Some(Known::Run(number, _)) => number,
+        other => panic!("{other:?}"),
+    };
+    let foreign = ForeignRun::open(&shared.layout, &id, Some(number), None).unwrap();
+    shared.runs().by_id.insert(id.clone(), Tracked::Foreign(Arc::new(foreign)));
+    for _ in 0..2 {
+        let report = evict();
+        assert!(report.evicted.is_empty());
+        assert_eq!(report.kept.iter().map(|kept| &kept.id).collect::<Vec<_>>(), [&id]);
+    }
+    shared.runs().by_id.remove(&id);
+    assert_eq!(evict().evicted.iter().map(|run| &run.id).collect::<Vec<_>>(), [&id]);
+}
