@@ -2,11 +2,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use redb::{DatabaseError, ReadableDatabase, StorageBackend};
+use redb::{DatabaseError, ReadableDatabase, StorageBackend, WriteTransaction};
 
 use crate::error::LogError;
 use crate::index::commit::Changes;
@@ -15,22 +17,71 @@ use crate::index::lookup;
 use crate::index::schema;
 use crate::run::Tombstone;
 
-/// The file of an index that is being made. Nothing in it counts before it is renamed, so it is synced once, at its
-/// end, however often the database would: each sync takes longer than writing 1,000 rows.
-#[derive(Debug)]
-struct UnsyncedFile(File);
+/// An index up to this size is made in memory and written with one call, a larger one in its file.
+const HELD_BYTES: usize = 4 * 1024 * 1024;
 
-impl StorageBackend for UnsyncedFile {
+/// How many rows are written with one commit, more or less.
+const ROWS_A_COMMIT: usize = 200_000;
+
+/// The file of an index that is being made. Nothing in it counts before it is renamed, so it is synced once, when it is
+/// closed, however often the database would: each sync takes longer than writing 1,000 rows. And while it is small the
+/// database's many small writes go to memory.
+#[derive(Debug)]
+struct NewFile {
+    file: File,
+    /// What is to be written, until it is too large or the file is closed.
+    held: Mutex<Option<Vec<u8>>>,
+}
+
+impl NewFile {
+    fn create(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
+        Ok(Self { file, held: Mutex::new(Some(Vec::with_capacity(HELD_BYTES))) })
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<Vec<u8>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Brings what is held to the file, which takes everything from now on.
+    fn let_go(&self, held: &mut Option<Vec<u8>>) -> io::Result<()> {
+        held.take().map_or(Ok(()), |bytes| self.file.write_all_at(&bytes, 0))
+    }
+}
+
+/// Where so many bytes are from `offset` on, if the memory has them all.
+fn range(held: &[u8], offset: u64, length: usize) -> io::Result<Range<usize>> {
+    let begin = usize::try_from(offset).ok();
+    let range = begin.and_then(|begin| Some(begin..begin.checked_add(length)?));
+    range.filter(|range| range.end <= held.len()).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+}
+
+impl StorageBackend for NewFile {
     fn len(&self) -> io::Result<u64> {
-        self.0.metadata().map(|file| file.len())
+        match &*self.held() {
+            Some(held) => Ok(held.len() as u64),
+            None => self.file.metadata().map(|file| file.len()),
+        }
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.read_exact_at(out, offset)
+        match &*self.held() {
+            Some(held) => out.copy_from_slice(&held[range(held, offset, out.len())?]),
+            None => self.file.read_exact_at(out, offset)?,
+        }
+        Ok(())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+        let mut held = self.held();
+        match (&mut *held, usize::try_from(len)) {
+            (Some(bytes), Ok(len)) if len <= HELD_BYTES => bytes.resize(len, 0),
+            _ => {
+                self.let_go(&mut held)?;
+                self.file.set_len(len)?;
+            }
+        }
+        Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -38,33 +89,72 @@ impl StorageBackend for UnsyncedFile {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write_all_at(data, offset)
+        match &mut *self.held() {
+            Some(held) => {
+                let range = range(held, offset, data.len())?;
+                held[range].copy_from_slice(data);
+            }
+            None => self.file.write_all_at(data, offset)?,
+        }
+        Ok(())
+    }
+
+    fn close(&self) -> io::Result<()> {
+        self.let_go(&mut self.held())?;
+        self.file.sync_all()
+    }
+}
+
+/// An index that is being made. It does not count as one until it is [finished](Self::finish).
+pub(crate) struct NewIndex {
+    index: Index,
+    /// What is written and not committed yet, and how many rows that is.
+    uncommitted: Option<(WriteTransaction, usize)>,
+}
+
+impl NewIndex {
+    /// Makes an empty one. Nothing stands at `path`.
+    pub(crate) fn create(path: PathBuf) -> Result<Self, LogError> {
+        let file = NewFile::create(&path).map_err(LogError::io("creating", &path))?;
+        let database = handle::create(&path, false, |builder| builder.create_with_backend(file))?;
+        Ok(Self { index: Index::of(path, database, None), uncommitted: None })
+    }
+
+    /// Writes rows.
+    pub(crate) fn put(&mut self, changes: &Changes) -> Result<(), LogError> {
+        let uncommitted = self.uncommitted.take();
+        self.uncommitted = self.index.guarded(|database| {
+            let (transaction, rows) = match uncommitted {
+                Some(uncommitted) => uncommitted,
+                None => (database.begin_write()?, 0),
+            };
+            changes.put(&transaction)?;
+            let rows = rows + changes.rows();
+            if rows < ROWS_A_COMMIT {
+                return Ok(Some((transaction, rows)));
+            }
+            transaction.commit()?;
+            Ok(None)
+        })?;
+        Ok(())
+    }
+
+    /// Says that the index holds everything, and closes it: its file is synced.
+    pub(crate) fn finish(mut self) -> Result<(), LogError> {
+        let uncommitted = self.uncommitted.take();
+        self.index.guarded(|database| {
+            let transaction = match uncommitted {
+                Some((transaction, _)) => transaction,
+                None => database.begin_write()?,
+            };
+            transaction.open_table(schema::META)?.insert(schema::COMPLETE, [1].as_slice())?;
+            Ok(transaction.commit()?)
+        })?;
+        self.index.close_as_large_as_it_is()
     }
 }
 
 impl Index {
-    /// Makes an empty index that does not count as one until it is [built](Self::built). Nothing stands at
-    /// `path`.
-    pub(crate) fn build(path: PathBuf) -> Result<Self, LogError> {
-        let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create_new(true).open(&path);
-        let file = UnsyncedFile(file.map_err(LogError::io("creating", &path))?);
-        let database = handle::create(&path, false, |builder| builder.create_with_backend(file))?;
-        Ok(Self::of(path, database, None, true))
-    }
-
-    /// Writes the last rows, says that the index holds everything, closes it, and syncs its file.
-    pub(crate) fn built(self, last: &Changes) -> Result<(), LogError> {
-        self.write(|transaction| {
-            last.put(transaction)?;
-            transaction.open_table(schema::META)?.insert(schema::COMPLETE, [1].as_slice())?;
-            Ok(())
-        })?;
-        self.close()?;
-        let path = self.path();
-        File::open(path).and_then(|file| file.sync_all()).map_err(LogError::io("syncing", path))
-    }
-
     /// What an index that nobody has open tells of evicted runs, read without changing its file; `None` if there is
     /// none. The caller has its lock.
     ///

@@ -138,7 +138,8 @@ fn config() -> impl bincode::config::Config {
 }
 
 fn seal(key: &[u8], value: &impl Encode) -> Vec<u8> {
-    let mut bytes = vec![VERSION];
+    let mut bytes = Vec::with_capacity(256);
+    bytes.push(VERSION);
     bincode::encode_into_std_write(value, &mut bytes, config()).expect("writing to memory does not fail");
     bytes.extend_from_slice(&checksum(key, &bytes).to_le_bytes());
     bytes

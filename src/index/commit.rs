@@ -47,6 +47,18 @@ impl Changes {
             + self.tombstones.len()
     }
 
+    /// Lets go of everything, and keeps the room that it took.
+    pub(crate) fn clear(&mut self) {
+        let Self { forgotten, runs, compressed, lines, progress, pins, tombstones } = self;
+        forgotten.clear();
+        runs.clear();
+        compressed.clear();
+        lines.clear();
+        progress.clear();
+        pins.clear();
+        tombstones.clear();
+    }
+
     pub(super) fn put(&self, transaction: &WriteTransaction) -> Result<(), Failure> {
         for &number in &self.forgotten {
             forget_run(transaction, number)?;
@@ -87,6 +99,9 @@ impl Index {
 }
 
 fn put_runs(transaction: &WriteTransaction, runs: &[(RunNumber, RunRecord)]) -> Result<(), Failure> {
+    if runs.is_empty() {
+        return Ok(());
+    }
     let mut ids = transaction.open_table(schema::RUN_IDS)?;
     let mut records = transaction.open_table(schema::RUNS)?;
     let mut live = transaction.open_table(schema::LIVE)?;
@@ -113,8 +128,11 @@ fn compressed(
     transaction: &WriteTransaction,
     runs: &[(RunNumber, u64)],
 ) -> Result<Vec<(RunNumber, RunRecord)>, Failure> {
-    let records = transaction.open_table(schema::RUNS)?;
     let mut found = Vec::new();
+    if runs.is_empty() {
+        return Ok(found);
+    }
+    let records = transaction.open_table(schema::RUNS)?;
     for &(number, disk_bytes) in runs {
         if let Some(value) = records.get(number)?
             && let Ok(record) = codec::decode_run(number, value.value())

@@ -32,8 +32,6 @@ pub(crate) struct Index {
     held: RwLock<Held>,
     /// What the last failure says of the database.
     ailment: Mutex<Option<Ailment>>,
-    /// Whether nothing of the index counts yet.
-    is_being_built: bool,
 }
 
 #[derive(Debug)]
@@ -134,7 +132,7 @@ impl Index {
             }
             Err(error) => return Err(error),
         };
-        Ok(Self::of(path, database, Some(lock), false))
+        Ok(Self::of(path, database, Some(lock)))
     }
 
     /// Opens an index as it is; `None` if there is none. The caller has its lock.
@@ -144,17 +142,12 @@ impl Index {
     /// [`LogError::InUse`] if another process has it open, [`LogError::Index`] if it can't be used, or what the
     /// disk said.
     pub(crate) fn open_as_it_is(path: PathBuf) -> Result<Option<Self>, LogError> {
-        Ok(open_existing(&path)?.map(|database| Self::of(path, database, None, false)))
+        Ok(open_existing(&path)?.map(|database| Self::of(path, database, None)))
     }
 
-    pub(super) fn of(
-        path: PathBuf,
-        database: Guarded,
-        lock: Option<StoreLock>,
-        is_being_built: bool,
-    ) -> Self {
+    pub(super) fn of(path: PathBuf, database: Guarded, lock: Option<StoreLock>) -> Self {
         let held = Held { file: file_at(&path), database: Some(database), lock, closed: false };
-        Self { path, held: RwLock::new(held), ailment: Mutex::new(None), is_being_built }
+        Self { path, held: RwLock::new(held), ailment: Mutex::new(None) }
     }
 
     /// Closes the database cleanly; a small one gives back what it does not use. Every later call says that the index
@@ -164,6 +157,11 @@ impl Index {
         if is_small && let Err(error) = self.compact() {
             tracing::debug!(%error, "the index is closed as large as it is");
         }
+        self.close_as_large_as_it_is()
+    }
+
+    /// Closes the database cleanly.
+    pub(super) fn close_as_large_as_it_is(&self) -> Result<(), LogError> {
         let mut held = self.held_alone();
         held.closed = true;
         let closed = held.database.take().map_or(Ok(()), Guarded::close);
@@ -193,10 +191,6 @@ impl Index {
         }
     }
 
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
     fn held_alone(&self) -> RwLockWriteGuard<'_, Held> {
         self.held.write().unwrap_or_else(PoisonError::into_inner)
     }
@@ -210,7 +204,10 @@ impl Index {
     }
 
     /// Runs `action` on the database. It can panic on damaged pages; that stays here.
-    fn guarded<T>(&self, action: impl FnOnce(&Database) -> Result<T, Failure>) -> Result<T, LogError> {
+    pub(super) fn guarded<T>(
+        &self,
+        action: impl FnOnce(&Database) -> Result<T, Failure>,
+    ) -> Result<T, LogError> {
         let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
         let Some(database) = held.database.as_ref().and_then(Guarded::get) else {
             return Err(if held.closed {
@@ -244,7 +241,7 @@ impl Index {
         &self,
         change: impl FnOnce(&WriteTransaction) -> Result<T, Failure>,
     ) -> Result<T, LogError> {
-        self.guarded(|database| write(database, !self.is_being_built, change))
+        self.guarded(|database| write(database, true, change))
     }
 
     /// Makes an index that failed usable again, and one whose file is no longer there. When it is empty then, and

@@ -16,6 +16,7 @@ pub(crate) mod progress;
 mod retention;
 mod schema;
 
+pub(crate) use building::NewIndex;
 pub(crate) use commit::Changes;
 pub(crate) use committer::{Committed, Committer, Urgency};
 pub(crate) use handle::Index;

@@ -200,10 +200,11 @@ pub(crate) struct Checkpointer {
 }
 
 /// What a [`Checkpointer`] found worth keeping.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Checkpoints {
     pub(crate) line: Option<LineCheckpoint>,
-    pub(crate) progress: Option<Progress>,
+    /// Seldom there, and four times as large.
+    pub(crate) progress: Option<Box<Progress>>,
 }
 
 impl Checkpoints {
@@ -252,7 +253,7 @@ impl Checkpointer {
         self.records += 1;
         if self.records == Self::EVERY_RECORDS {
             self.records = 0;
-            found.progress = Some(*progress);
+            found.progress = Some(Box::new(*progress));
         }
         found
     }

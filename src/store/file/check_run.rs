@@ -36,7 +36,7 @@ pub(crate) fn check_run(check: &mut Check, id: &JobRunId) -> Result<(), LogError
     let (mut lines, mut places) = (Vec::new(), Vec::new());
     let derived = derive(&folder, id, |found| {
         lines.extend(found.line);
-        places.extend(found.progress);
+        places.extend(found.progress.map(|at| *at));
         Ok(())
     })?;
     lines.sort_unstable_by_key(|at: &LineCheckpoint| (at.stream, at.line));

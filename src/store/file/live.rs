@@ -70,7 +70,7 @@ pub(crate) struct Waiting {
 impl Waiting {
     pub(crate) fn push(&mut self, found: Checkpoints) {
         self.lines.extend(found.line);
-        self.places.extend(found.progress);
+        self.places.extend(found.progress.map(|at| *at));
         thin_out(&mut self.lines);
         thin_out(&mut self.places);
     }

@@ -6,14 +6,14 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::error::LogError;
-use crate::index::{Changes, Index};
+use crate::index::{Changes, Index, NewIndex};
 use crate::layout::{Layout, StoreLock};
 use crate::line::UnixMicros;
 use crate::run::{JobRunId, Tombstone};
 use crate::store::file::derive::{Standing, derive, started_at};
 
-/// Rows that are gathered for one commit.
-const ROWS_AT_ONCE: usize = 200_000;
+/// Rows that are gathered before they are given to the new index.
+const ROWS_AT_ONCE: usize = 2048;
 
 /// How far a rebuild has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +83,7 @@ pub(crate) fn rebuild_holding(
     let runs = by_start(layout, &mut report)?;
     let path = layout.new_index();
     remove_if_there(&path)?;
-    let mut sink = Sink { index: Index::build(path.clone())?, changes: Changes::default() };
+    let mut sink = Sink { index: NewIndex::create(path.clone())?, changes: Changes::default() };
     report.tombstones = tombstones.len() as u64;
     sink.changes.tombstones = tombstones;
     let of_runs = runs.len() as u64;
@@ -104,8 +104,8 @@ pub(crate) fn rebuild_holding(
         }
         progress(RebuildProgress { runs: done, of_runs });
     }
-    sink.sort();
-    sink.index.built(&sink.changes)?;
+    sink.flush()?;
+    sink.index.finish()?;
     let index = layout.index();
     fs::rename(&path, &index).map_err(LogError::io("replacing", &index))?;
     let root = layout.root();
@@ -148,9 +148,9 @@ fn remove_if_there(path: &Path) -> Result<(), LogError> {
     }
 }
 
-/// Where rows go: many at once, in the order of their keys.
+/// Where rows go: many at once.
 struct Sink {
-    index: Index,
+    index: NewIndex,
     changes: Changes,
 }
 
@@ -166,7 +166,7 @@ impl Sink {
         let derived = derive(&layout.run(id), id, |found| {
             places += u64::from(found.line.is_some()) + u64::from(found.progress.is_some());
             self.changes.lines.extend(found.line.map(|at| (number, at)));
-            self.changes.progress.extend(found.progress.map(|at| (number, at)));
+            self.changes.progress.extend(found.progress.map(|at| (number, *at)));
             self.flush_if_full()
         })?;
         report.runs += 1;
@@ -185,14 +185,9 @@ impl Sink {
         if self.changes.rows() < ROWS_AT_ONCE { Ok(()) } else { self.flush() }
     }
 
-    /// Standard error of a run comes behind its standard output, whatever the order in which they arrived.
-    fn sort(&mut self) {
-        self.changes.lines.sort_unstable_by_key(|(number, at)| (*number, at.stream, at.line));
-    }
-
     fn flush(&mut self) -> Result<(), LogError> {
-        self.sort();
-        let changes = std::mem::take(&mut self.changes);
-        self.index.commit(&changes)
+        self.index.put(&self.changes)?;
+        self.changes.clear();
+        Ok(())
     }
 }

@@ -52,7 +52,7 @@ pub(crate) fn write_rows(layout: &Layout, index: &Index, id: &JobRunId) -> Resul
     };
     let derived = derive(&layout.run(id), id, |found| {
         changes.lines.extend(found.line.map(|at| (number, at)));
-        changes.progress.extend(found.progress.map(|at| (number, at)));
+        changes.progress.extend(found.progress.map(|at| (number, *at)));
         Ok(())
     })?;
     changes.runs.push((number, derived.record));

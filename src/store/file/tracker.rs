@@ -437,12 +437,12 @@ mod tests {
             if let Some(line) = checkpoints.line {
                 next_offset[line.stream.index()] = line.offset + Checkpointer::EVERY_BYTES;
             }
-            let Some(progress) = checkpoints.progress else { continue };
+            let Some(progress) = &checkpoints.progress else { continue };
             let before = |at: &&GapAt| at.gap.after.0 + at.gap.lines <= progress.of(at.gap.stream).lines;
             let gaps = all.gaps.iter().filter(before).copied().collect();
             let checkpointer = Checkpointer::behind_a_place(next_offset);
             let cuts = Cuts::default();
-            found.push((Resume { started_at, progress, checkpointer, gaps, cuts }, index + 1));
+            found.push((Resume { started_at, progress: **progress, checkpointer, gaps, cuts }, index + 1));
         }
         assert!(whole.progress.journal > 0);
         found
