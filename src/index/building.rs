@@ -184,3 +184,50 @@ impl Index {
         stones.map(Some).map_err(|detail| LogError::Index { path: path.to_owned(), detail })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::progress::LineCheckpoint;
+    use crate::line::{Stream, UnixMicros};
+    use std::fs;
+
+    /// A place that no rule would give, so that each takes its bytes.
+    fn place(number: u64) -> (u64, LineCheckpoint) {
+        let mixed = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 24;
+        let (line, offset) = (number << 40 | mixed, number << 40 | mixed.rotate_left(7) >> 24);
+        (1, LineCheckpoint { stream: Stream::Stdout, line, offset, time: UnixMicros(mixed) })
+    }
+
+    #[test]
+    fn an_index_holds_what_was_put_into_it_however_large_it_became() {
+        let folder = tempfile::tempdir().unwrap();
+        for (batches, is_held) in [(1, true), (120, false)] {
+            let path = folder.path().join(format!("{batches}.redb"));
+            let mut index = NewIndex::create(path.clone()).unwrap();
+            let places: Vec<_> = (1..=batches * 2048).map(place).collect();
+            for lines in places.chunks(2048) {
+                index.put(&Changes { lines: lines.to_vec(), ..Changes::default() }).unwrap();
+                assert!(fs::metadata(&path).unwrap().len() == 0 || !is_held, "nothing is written yet");
+            }
+            assert_eq!(fs::metadata(&path).unwrap().len() > HELD_BYTES as u64, !is_held);
+            index.finish().unwrap();
+            let index = Index::open(path.clone()).unwrap();
+            for (_, at) in places.iter().step_by(37) {
+                let floor = index.line_floor(1, Stream::Stdout, at.line).unwrap();
+                assert_eq!(floor, Some((at.line, at.offset)));
+            }
+            index.close().unwrap();
+        }
+    }
+
+    #[test]
+    fn an_index_that_was_not_finished_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("index.redb");
+        let mut index = NewIndex::create(path.clone()).unwrap();
+        index.put(&Changes { lines: vec![place(1)], ..Changes::default() }).unwrap();
+        drop(index);
+        assert!(matches!(Index::open_as_it_is(path), Err(LogError::Index { .. })));
+    }
+}

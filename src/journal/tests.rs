@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::line::UnixMicros;
+use crate::logfile::AppendFile;
 use crate::run::RunSpec;
 use proptest::prelude::*;
 
