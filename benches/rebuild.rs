@@ -1,6 +1,7 @@
 //! Opening a store whose `index.redb` was deleted, until its runs can be listed: one run of the whole workload, the
 //! same without a journal, so that its lines have to be counted, and many small runs. `wc -l` is what counting the
-//! lines of the same file takes somebody who does nothing else.
+//! lines of the same file takes somebody who does nothing else. And what `databuild index rebuild` does, by turns with
+//! reading the bytes of the log.
 
 mod support;
 
@@ -12,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput};
-use databuild_logs::{LogStore, RunQuery};
+use databuild_logs::{LogStore, RunQuery, rebuild_index};
 use support::{finished_run, folder, store, workload};
 
 const SMALL_RUNS: usize = 1_000;
@@ -35,6 +36,12 @@ fn rebuild(criterion: &mut Criterion) {
     group.bench_function("1 GB by its journal", |b| {
         b.iter_custom(|times| (0..times).map(|_| open_anew(&big, 1)).sum());
     });
+    support::side_by_side(
+        "offline by the journal, against reading the log",
+        15,
+        || timed(|| assert_eq!(rebuild_index(&big, |_| ()).map(|made| made.scanned).ok(), Some(0))),
+        || timed(|| assert_eq!(read_all(&log), bytes)),
+    );
     fs::remove_file(big.join("job_runs/big/journal")).expect("the run has a journal");
     group.bench_function("1 GB by its lines", |b| {
         b.iter_custom(|times| (0..times).map(|_| open_anew(&big, 1)).sum());
@@ -90,6 +97,24 @@ fn count_lines(log: &PathBuf) -> u64 {
             length => lines += memchr::memchr_iter(b'\n', &buffer[..length]).count() as u64,
         }
     }
+}
+
+/// Reads a log and does nothing with it. Gives its length.
+fn read_all(log: &PathBuf) -> u64 {
+    let mut file = File::open(log).expect("the run has a log");
+    let (mut buffer, mut bytes) = (vec![0; SCAN_BYTES], 0);
+    loop {
+        match file.read(black_box(&mut buffer)).expect("the log can be read") {
+            0 => return bytes,
+            length => bytes += length as u64,
+        }
+    }
+}
+
+fn timed(action: impl FnOnce()) -> Duration {
+    let begin = Instant::now();
+    action();
+    begin.elapsed()
 }
 
 fn main() {

@@ -12,9 +12,8 @@ use redb::{DatabaseError, ReadableDatabase, StorageBackend, WriteTransaction};
 
 use crate::error::LogError;
 use crate::index::commit::Changes;
-use crate::index::handle::{self, GAVE_UP, Index};
+use crate::index::handle::{self, GAVE_UP, Guarded, Index};
 use crate::index::lookup;
-use crate::index::schema;
 use crate::run::Tombstone;
 
 /// An index up to this size is made in memory and written with one call, a larger one in its file.
@@ -116,8 +115,14 @@ impl NewIndex {
     /// Makes an empty one. Nothing stands at `path`.
     pub(crate) fn create(path: PathBuf) -> Result<Self, LogError> {
         let file = NewFile::create(&path).map_err(LogError::io("creating", &path))?;
-        let database = handle::create(&path, false, |builder| builder.create_with_backend(file))?;
-        Ok(Self { index: Index::of(path, database, None), uncommitted: None })
+        let database = handle::with_builder(&path, |builder| builder.create_with_backend(file))?;
+        let index = Index::of(path, Guarded::new(database), None);
+        let transaction = index.guarded(|database| {
+            let transaction = database.begin_write()?;
+            handle::make_tables(&transaction)?;
+            Ok(transaction)
+        })?;
+        Ok(Self { index, uncommitted: Some((transaction, 0)) })
     }
 
     /// Writes rows.
@@ -147,7 +152,7 @@ impl NewIndex {
                 Some((transaction, _)) => transaction,
                 None => database.begin_write()?,
             };
-            transaction.open_table(schema::META)?.insert(schema::COMPLETE, [1].as_slice())?;
+            handle::say_complete(&transaction)?;
             Ok(transaction.commit()?)
         })?;
         self.index.close_as_large_as_it_is()
