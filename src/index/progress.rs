@@ -200,11 +200,10 @@ pub(crate) struct Checkpointer {
 }
 
 /// What a [`Checkpointer`] found worth keeping.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Checkpoints {
     pub(crate) line: Option<LineCheckpoint>,
-    /// Seldom there, and four times as large.
-    pub(crate) progress: Option<Box<Progress>>,
+    pub(crate) progress: Option<Progress>,
 }
 
 impl Checkpoints {
@@ -253,7 +252,7 @@ impl Checkpointer {
         self.records += 1;
         if self.records == Self::EVERY_RECORDS {
             self.records = 0;
-            found.progress = Some(Box::new(*progress));
+            found.progress = Some(*progress);
         }
         found
     }

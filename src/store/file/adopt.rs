@@ -121,10 +121,8 @@ impl ForeignRun {
             state.waiting.dirty |= state.cuts != tracker.cuts;
             state.cuts = tracker.cuts;
             state.add_gaps(&news.gaps);
-            for found in news.found {
-                state.waiting.push(found);
-                state.waiting.dirty = true;
-            }
+            state.waiting.dirty |= news.found.len() > 0;
+            state.waiting.extend(news.found.lines, news.found.places);
             if let Some(run) = news.end {
                 state.visible = [run.stdout.bytes, run.stderr.bytes];
                 state.run = *run;
@@ -206,7 +204,7 @@ impl ForeignRun {
             state.visible = [run.stdout.bytes, run.stderr.bytes];
             state.run = run;
             (state.disk_bytes, state.compressed) = (disk_bytes, compressed);
-            news.found.into_iter().for_each(|found| state.waiting.push(found));
+            state.waiting.extend(news.found.lines, news.found.places);
             state.waiting.dirty = true;
         });
         Ok(())

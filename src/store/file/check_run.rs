@@ -35,8 +35,8 @@ pub(crate) fn check_run(check: &mut Check, id: &JobRunId) -> Result<(), LogError
     }
     let (mut lines, mut places) = (Vec::new(), Vec::new());
     let derived = derive(&folder, id, |found| {
-        lines.extend(found.line);
-        places.extend(found.progress.map(|at| *at));
+        lines.extend_from_slice(&found.lines);
+        places.extend_from_slice(&found.places);
         Ok(())
     })?;
     lines.sort_unstable_by_key(|at: &LineCheckpoint| (at.stream, at.line));

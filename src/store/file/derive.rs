@@ -2,11 +2,11 @@
 
 use crate::error::LogError;
 use crate::index::codec::RunRecord;
-use crate::index::progress::{Checkpoints, Progress};
+use crate::index::progress::Progress;
 use crate::layout::RunFolder;
 use crate::line::UnixMicros;
 use crate::run::{JobMetadata, JobRunId, RunState};
-use crate::store::file::tracker::{News, Source, Tracker, written_end};
+use crate::store::file::tracker::{Found, News, Source, Tracker, written_end};
 
 /// How many places are gathered before they are given away: memory does not grow with the log.
 const AT_ONCE: usize = 256;
@@ -41,11 +41,11 @@ pub(crate) fn started_at(folder: &RunFolder, id: &JobRunId) -> Result<UnixMicros
     Ok(run.started_at)
 }
 
-/// Goes through a run's journal, or its logs where there is none, and gives every place that the index keeps.
+/// Goes through a run's journal, or its logs where there is none, and gives all places that the index keeps.
 pub(crate) fn derive(
     folder: &RunFolder,
     id: &JobRunId,
-    mut give: impl FnMut(Checkpoints) -> Result<(), LogError>,
+    mut give: impl FnMut(&Found) -> Result<(), LogError>,
 ) -> Result<Derived, LogError> {
     let (mut tracker, start, _) = Tracker::open(folder, id, None)?;
     let mut news = News { indexed: true, at_most: AT_ONCE, ..News::default() };
@@ -78,7 +78,7 @@ fn stand(
     folder: &RunFolder,
     news: &mut News,
     start: JobMetadata,
-    give: &mut impl FnMut(Checkpoints) -> Result<(), LogError>,
+    give: &mut impl FnMut(&Found) -> Result<(), LogError>,
 ) -> Result<(JobMetadata, Standing), LogError> {
     let so_far = |tracker: &Tracker| {
         let [stdout, stderr] = tracker.totals();
@@ -97,9 +97,9 @@ fn stand(
         return Ok((so_far(tracker), Standing::Abandoned));
     };
     while tracker.count_lines(folder, news)? {
-        news.found.drain(..).try_for_each(&mut *give)?;
+        give_away(news, give)?;
     }
-    news.found.drain(..).try_for_each(give)?;
+    give_away(news, give)?;
     tracker.fill_in(&mut written);
     Ok((written, Standing::OverByMetadata))
 }
@@ -109,13 +109,19 @@ fn follow(
     folder: &RunFolder,
     run: &JobMetadata,
     news: &mut News,
-    give: &mut impl FnMut(Checkpoints) -> Result<(), LogError>,
+    give: &mut impl FnMut(&Found) -> Result<(), LogError>,
 ) -> Result<(), LogError> {
     loop {
         let more = tracker.catch_up(folder, run, news)?;
-        news.found.drain(..).try_for_each(&mut *give)?;
+        give_away(news, give)?;
         if !more {
             return Ok(());
         }
     }
+}
+
+fn give_away(news: &mut News, give: &mut impl FnMut(&Found) -> Result<(), LogError>) -> Result<(), LogError> {
+    give(&news.found)?;
+    news.found.clear();
+    Ok(())
 }

@@ -69,8 +69,16 @@ pub(crate) struct Waiting {
 
 impl Waiting {
     pub(crate) fn push(&mut self, found: Checkpoints) {
-        self.lines.extend(found.line);
-        self.places.extend(found.progress.map(|at| *at));
+        self.extend(found.line, found.progress);
+    }
+
+    pub(crate) fn extend(
+        &mut self,
+        lines: impl IntoIterator<Item = LineCheckpoint>,
+        places: impl IntoIterator<Item = Progress>,
+    ) {
+        self.lines.extend(lines);
+        self.places.extend(places);
         thin_out(&mut self.lines);
         thin_out(&mut self.places);
     }

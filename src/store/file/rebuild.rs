@@ -164,9 +164,9 @@ impl Sink {
     ) -> Result<(), LogError> {
         let mut places = 0;
         let derived = derive(&layout.run(id), id, |found| {
-            places += u64::from(found.line.is_some()) + u64::from(found.progress.is_some());
-            self.changes.lines.extend(found.line.map(|at| (number, at)));
-            self.changes.progress.extend(found.progress.map(|at| (number, *at)));
+            places += found.len() as u64;
+            self.changes.lines.extend(found.lines.iter().map(|at| (number, *at)));
+            self.changes.progress.extend(found.places.iter().map(|at| (number, *at)));
             self.flush_if_full()
         })?;
         report.runs += 1;

@@ -146,7 +146,7 @@ pub(crate) fn mend(shared: &Shared, index: &Index) {
                 }
                 let mut state = run.state();
                 let waiting = std::mem::take(&mut state.waiting);
-                news.found.into_iter().for_each(|found| state.waiting.push(found));
+                state.waiting.extend(news.found.lines, news.found.places);
                 state.waiting.lines.extend(waiting.lines);
                 state.waiting.places.extend(waiting.places);
                 state.waiting.dirty = true;

@@ -51,8 +51,8 @@ pub(crate) fn write_rows(layout: &Layout, index: &Index, id: &JobRunId) -> Resul
         _ => index.last_number()? + 1,
     };
     let derived = derive(&layout.run(id), id, |found| {
-        changes.lines.extend(found.line.map(|at| (number, at)));
-        changes.progress.extend(found.progress.map(|at| (number, *at)));
+        changes.lines.extend(found.lines.iter().map(|at| (number, *at)));
+        changes.progress.extend(found.places.iter().map(|at| (number, *at)));
         Ok(())
     })?;
     changes.runs.push((number, derived.record));

@@ -5,7 +5,9 @@ use std::fs;
 use std::time::{Duration, SystemTime};
 
 use crate::error::LogError;
-use crate::index::progress::{Checkpointer, Checkpoints, Cuts, GapAt, MAX_GAPS, Progress, Resume};
+use crate::index::progress::{
+    Checkpointer, Checkpoints, Cuts, GapAt, LineCheckpoint, MAX_GAPS, Progress, Resume,
+};
 use crate::journal::{Arrival, Record, What};
 use crate::layout::{RunFolder, metadata_of};
 use crate::line::{LineNumber, Stream, UnixMicros};
@@ -46,16 +48,35 @@ pub(crate) struct News {
     pub(crate) at_most: usize,
     /// The first [`MAX_GAPS`] holes of what was found.
     pub(crate) gaps: Vec<GapAt>,
-    pub(crate) found: Vec<Checkpoints>,
+    pub(crate) found: Found,
     pub(crate) end: Option<Box<JobMetadata>>,
     /// How long the logs are in a folder that is just being copied: nothing is taken in that is not in them yet.
     pub(crate) copied: Option<[u64; 2]>,
 }
 
+/// Places that an index keeps.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    pub(crate) lines: Vec<LineCheckpoint>,
+    pub(crate) places: Vec<Progress>,
+}
+
+impl Found {
+    pub(crate) const fn len(&self) -> usize {
+        self.lines.len() + self.places.len()
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.lines.clear();
+        self.places.clear();
+    }
+}
+
 impl News {
     fn note(&mut self, found: Checkpoints) {
-        if self.indexed && found.is_some() {
-            self.found.push(found);
+        if self.indexed {
+            self.found.lines.extend(found.line);
+            self.found.places.extend(found.progress);
         }
     }
 
@@ -430,19 +451,20 @@ mod tests {
         (folder, of_run, id)
     }
 
-    fn resumes(all: &News, started_at: UnixMicros, whole: &Tracker) -> Vec<(Resume, usize)> {
+    /// The places to go on from, and how many lines and places come before each, itself included.
+    fn resumes(all: &News, started_at: UnixMicros, whole: &Tracker) -> Vec<(Resume, [usize; 2])> {
         let mut found = Vec::new();
-        let mut next_offset = [Checkpointer::EVERY_BYTES; 2];
-        for (index, checkpoints) in all.found.iter().enumerate() {
-            if let Some(line) = checkpoints.line {
+        for (index, &progress) in all.found.places.iter().enumerate() {
+            let lines = all.found.lines.partition_point(|at| at.time <= progress.time);
+            let mut next_offset = [Checkpointer::EVERY_BYTES; 2];
+            for line in &all.found.lines[..lines] {
                 next_offset[line.stream.index()] = line.offset + Checkpointer::EVERY_BYTES;
             }
-            let Some(progress) = &checkpoints.progress else { continue };
             let before = |at: &&GapAt| at.gap.after.0 + at.gap.lines <= progress.of(at.gap.stream).lines;
             let gaps = all.gaps.iter().filter(before).copied().collect();
             let checkpointer = Checkpointer::behind_a_place(next_offset);
             let cuts = Cuts::default();
-            found.push((Resume { started_at, progress: **progress, checkpointer, gaps, cuts }, index + 1));
+            found.push((Resume { started_at, progress, checkpointer, gaps, cuts }, [lines, index + 1]));
         }
         assert!(whole.progress.journal > 0);
         found
@@ -461,7 +483,7 @@ mod tests {
             whole.catch_up(&folder, &run, &mut all).unwrap();
             let places = resumes(&all, run.started_at, &whole);
             prop_assert_eq!(places.len(), arrivals.len() / 1024);
-            for (resume, found_before) in places {
+            for (resume, [lines, found]) in places {
                 let began = resume.progress.journal;
                 let (mut resumed, _, mut gaps) = Tracker::open(&folder, &id, Some(resume)).unwrap();
                 prop_assert_eq!(resumed.progress.journal, began, "nothing before it is read");
@@ -471,7 +493,8 @@ mod tests {
                 prop_assert_eq!(&gaps, &all.gaps);
                 prop_assert_eq!(resumed.progress, whole.progress);
                 prop_assert_eq!(resumed.checkpointer, whole.checkpointer);
-                prop_assert_eq!(&rest.found, &all.found[found_before..]);
+                prop_assert_eq!(&rest.found.lines, &all.found.lines[lines..]);
+                prop_assert_eq!(&rest.found.places, &all.found.places[found..]);
             }
         }
     }
