@@ -93,7 +93,7 @@ impl Waiting {
 }
 
 fn thin_out<T>(waiting: &mut Vec<T>) {
-    if waiting.len() > MAX_WAITING {
+    while waiting.len() > MAX_WAITING {
         let mut keep = false;
         waiting.retain(|_| {
             keep = !keep;
