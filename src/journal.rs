@@ -263,7 +263,7 @@ fn frame(body: &[u8], offset: u64, out: &mut Vec<u8>) {
 
 fn checksum(body: &[u8], offset: u64) -> u32 {
     let offset = offset.to_le_bytes();
-    // Most records are marks of a few bytes: at once is twice as fast.
+    // Most records are marks of a few bytes: summing both at once is faster.
     let mut both = [0; 32];
     if let Some(room) = both.get_mut(offset.len()..offset.len() + body.len()) {
         room.copy_from_slice(body);

@@ -16,7 +16,7 @@ use crate::index::handle::{self, GAVE_UP, Guarded, Index};
 use crate::index::lookup;
 use crate::run::Tombstone;
 
-/// An index up to this size is made in memory and written with one call, a larger one in its file.
+/// An index up to this size is made in memory and written when it is closed, a larger one is made in its file.
 const HELD_BYTES: usize = 4 * 1024 * 1024;
 
 /// How many rows are written with one commit, more or less.
@@ -48,7 +48,7 @@ impl NewFile {
     }
 }
 
-/// Where so many bytes are from `offset` on, if the memory has them all.
+/// Where the bytes from `offset` on are in memory; an error if not all of them are.
 fn range(held: &[u8], offset: u64, length: usize) -> io::Result<Range<usize>> {
     let begin = usize::try_from(offset).ok();
     let range = begin.and_then(|begin| Some(begin..begin.checked_add(length)?));
@@ -106,9 +106,16 @@ impl StorageBackend for NewFile {
 
 /// An index that is being made. It does not count as one until it is [finished](Self::finish).
 pub(crate) struct NewIndex {
-    index: Index,
-    /// What is written and not committed yet, and how many rows that is.
+    /// What is written and not committed yet, and how many rows that is. It is let go of before the database is.
     uncommitted: Option<(WriteTransaction, usize)>,
+    index: Index,
+}
+
+impl Drop for NewIndex {
+    fn drop(&mut self) {
+        let uncommitted = self.uncommitted.take();
+        drop(catch_unwind(AssertUnwindSafe(|| drop(uncommitted))));
+    }
 }
 
 impl NewIndex {
@@ -144,7 +151,8 @@ impl NewIndex {
         Ok(())
     }
 
-    /// Says that the index holds everything, and closes it: its file is synced.
+    /// Says that the index holds everything, and closes it: its file is synced. A small one gives back what it does not
+    /// use when it is closed the next time.
     pub(crate) fn finish(mut self) -> Result<(), LogError> {
         let uncommitted = self.uncommitted.take();
         self.index.guarded(|database| {
@@ -229,10 +237,15 @@ mod tests {
     #[test]
     fn an_index_that_was_not_finished_is_none() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("index.redb");
-        let mut index = NewIndex::create(path.clone()).unwrap();
-        index.put(&Changes { lines: vec![place(1)], ..Changes::default() }).unwrap();
-        drop(index);
-        assert!(matches!(Index::open_as_it_is(path), Err(LogError::Index { .. })));
+        for batches in [1, 120] {
+            let path = folder.path().join(format!("{batches}.redb"));
+            let mut index = NewIndex::create(path.clone()).unwrap();
+            for batch in 0..batches {
+                let lines = (1..=2048).map(|number| place(batch * 2048 + number)).collect();
+                index.put(&Changes { lines, ..Changes::default() }).unwrap();
+            }
+            drop(index);
+            assert!(matches!(Index::open_as_it_is(path), Err(LogError::Index { .. })));
+        }
     }
 }

@@ -138,6 +138,7 @@ fn config() -> impl bincode::config::Config {
 }
 
 fn seal(key: &[u8], value: &impl Encode) -> Vec<u8> {
+    // Most values fit into that.
     let mut bytes = Vec::with_capacity(256);
     bytes.push(VERSION);
     bincode::encode_into_std_write(value, &mut bytes, config()).expect("writing to memory does not fail");

@@ -260,3 +260,25 @@ impl State {
 pub(crate) fn finished(id: &JobRunId) -> LogError {
     LogError::Finished { id: id.clone() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::line::UnixMicros;
+
+    #[test]
+    fn however_many_places_come_at_once_few_wait_and_they_lie_apart() {
+        let place = |line| LineCheckpoint {
+            stream: Stream::Stdout,
+            line,
+            offset: 100 * line,
+            time: UnixMicros::default(),
+        };
+        let all = 5 * MAX_WAITING as u64;
+        let mut waiting = Waiting::default();
+        waiting.extend((0..all).map(place), []);
+        assert!(waiting.lines.len() <= MAX_WAITING);
+        let steps = waiting.lines.windows(2).map(|pair| pair[1].line - pair[0].line);
+        assert!(steps.into_iter().all(|step| step == 8), "of eight one is left");
+    }
+}

@@ -147,8 +147,7 @@ pub(crate) fn mend(shared: &Shared, index: &Index) {
                 let mut state = run.state();
                 let waiting = std::mem::take(&mut state.waiting);
                 state.waiting.extend(news.found.lines, news.found.places);
-                state.waiting.lines.extend(waiting.lines);
-                state.waiting.places.extend(waiting.places);
+                state.waiting.extend(waiting.lines, waiting.places);
                 state.waiting.dirty = true;
             }
             shared.runs().forgotten.clear();

@@ -455,6 +455,7 @@ mod tests {
     fn resumes(all: &News, started_at: UnixMicros, whole: &Tracker) -> Vec<(Resume, [usize; 2])> {
         let mut found = Vec::new();
         for (index, &progress) in all.found.places.iter().enumerate() {
+            // Each record has a time of its own.
             let lines = all.found.lines.partition_point(|at| at.time <= progress.time);
             let mut next_offset = [Checkpointer::EVERY_BYTES; 2];
             for line in &all.found.lines[..lines] {

@@ -255,6 +255,24 @@ fn a_rebuild_that_is_killed_at_any_step_leaves_the_old_index_or_the_new_one() {
     assert_eq!(dump(&logs), before);
 }
 
+#[test]
+fn a_new_index_that_can_not_be_written_leaves_the_old_one() {
+    let (databuild, logs) = with_runs();
+    let before = dump(&logs);
+    let trace = databuild.home.path().join("trace");
+    for (call, error) in [("pwrite64", "ENOSPC"), ("fsync", "EIO"), ("rename", "EIO"), ("ftruncate", "EIO")] {
+        let inject = format!("inject={call}:error={error}:when=1");
+        let done = databuild.start_traced(&trace, &["-e", &inject], &["index", "rebuild"]).done();
+        // A small index is not made longer in its file.
+        let fails = call != "ftruncate";
+        assert_eq!(done.code, Some(i32::from(fails)), "{call}: {}", done.stderr);
+        assert_eq!(dump(&logs), before, "{call}");
+        assert_eq!(quarantined(&logs), 0);
+    }
+    databuild.run(&["index", "rebuild"]).code(0);
+    assert_eq!(dump(&logs), before);
+}
+
 /// A log folder with an index.
 fn with_runs() -> (Databuild, PathBuf) {
     let databuild = Databuild::new();

@@ -1,3 +1,5 @@
+//! Runs whose turn it is and that can't go.
+
 use super::*;
 use crate::run::{Exit, RunSpec};
 use crate::store::file::adopt::ForeignRun;
