@@ -147,7 +147,7 @@ impl Done {
     }
 }
 
-/// A child that still runs; killed when it is dropped.
+/// A child that still runs; killed when it is dropped, with the children it has itself.
 pub(crate) struct Running {
     child: Child,
     out: Receiver<Vec<u8>>,
@@ -232,6 +232,15 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            // Whoever traces a service leaves it behind when it is killed itself.
+            let id = self.child.id();
+            let children =
+                std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
+            for child in children.split_whitespace().filter_map(|id| Pid::from_raw(id.parse().ok()?)) {
+                let _ = kill_process(child, Signal::KILL);
+            }
+        }
         drop(self.child.kill());
         drop(self.child.wait());
     }
