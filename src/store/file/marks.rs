@@ -139,6 +139,11 @@ impl Arrivals {
         Ok(Walk::Nothing)
     }
 
+    /// The run where the journal was read up to.
+    pub(crate) const fn here(&self) -> Progress {
+        self.at
+    }
+
     /// Where the journal was read up to: lines of a stream, and the bytes up to the end of the last of them.
     pub(crate) const fn place(&self, stream: Stream) -> (u64, u64) {
         let at = self.at.of(stream);

@@ -13,6 +13,9 @@ use crate::store::file::places::{Moment, lines_of};
 use crate::store::follow::Step;
 use crate::store::{LineTime, ReadEvent};
 
+/// So many marks of what is given up are passed over by who may not block; days of output have millions of them.
+const PASSED_OVER_AT_ONCE: u32 = 4096;
+
 /// What is read of the journal, and where that has come to.
 pub(super) struct JournalOrder {
     arrivals: Arrivals,
@@ -38,7 +41,8 @@ struct Lost {
 /// Lines of one stream that come next.
 struct Plan {
     stream: Stream,
-    /// The run before the first mark.
+    /// The run from where the journal is read again if the plan comes to nothing. Marks that were not in it yet may lie
+    /// between that and the first.
     before: Progress,
     /// Where the first mark begins: lines of the stream before it, and bytes.
     begin: (u64, u64),
@@ -86,6 +90,7 @@ impl FileSource {
                 Sought::WouldBlock => return Ok(Some(Step::WouldBlock)),
             }
         }
+        let mut passed_over = 0;
         loop {
             if let Some(plan) = &order.plan {
                 match self.follow_plan(plan, moment, io)? {
@@ -102,6 +107,10 @@ impl FileSource {
                     Some(cut) => {
                         let reader = &self.readers[next.arrival.stream.index()];
                         order.note_loss(&next, &cut, reader.as_ref().and_then(LineReader::place));
+                        passed_over += 1;
+                        if io == Io::CachedOnly && passed_over == PASSED_OVER_AT_ONCE {
+                            return Ok(Some(Step::WouldBlock));
+                        }
                         continue;
                     }
                     None => Some(next),
@@ -205,7 +214,7 @@ impl FileSource {
         let from = arrivals.taken[stream.index()];
         let mut plan = Plan {
             stream,
-            before: first.before,
+            before: arrivals.here(),
             begin: (begin.lines, begin.line_start),
             until_line: first.after.of(stream).lines,
             end: first.after.of(stream).line_start,

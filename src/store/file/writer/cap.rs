@@ -78,15 +78,16 @@ impl RunCap {
     /// head ends before them.
     pub(super) fn split(&self, stream: Stream, at: &Progress, bytes: &[u8]) -> Option<usize> {
         if self.ends_head(at, bytes.len()) {
-            let room = usize::try_from(self.head().saturating_sub(total(at))).unwrap_or(usize::MAX);
-            return Some(whole_lines(&bytes[..room.min(bytes.len())]));
+            return Some(self.within_head(at, bytes));
         }
         before_line_at(self.next_split[stream.index()], at.of(stream).bytes, bytes)
     }
 
-    /// A mark of a stream has ended at the beginning of a line; so many bytes follow it.
-    pub(super) fn has_split(&mut self, stream: Stream, at: &Progress, following: usize) {
-        self.past_head |= self.ends_head(at, following);
+    /// A mark of a stream has ended at the beginning of a line, before these bytes.
+    pub(super) fn has_split(&mut self, stream: Stream, at: &Progress, following: &[u8]) {
+        if self.ends_head(at, following.len()) {
+            self.past_head = self.within_head(at, following) == 0;
+        }
         let next = &mut self.next_split[stream.index()];
         let line_start = at.of(stream).line_start;
         if line_start >= *next {
@@ -102,6 +103,12 @@ impl RunCap {
 
     const fn head(&self) -> u64 {
         self.bytes / 4
+    }
+
+    /// How many of the bytes that come next are whole lines of the head.
+    fn within_head(&self, at: &Progress, bytes: &[u8]) -> usize {
+        let room = usize::try_from(self.head().saturating_sub(total(at))).unwrap_or(usize::MAX);
+        whole_lines(&bytes[..room.min(bytes.len())])
     }
 
     /// Whether the head ends before the last of so many bytes that come next.
@@ -280,8 +287,17 @@ impl WriterHalf {
         let log = &files.logs[cut.stream.index()];
         // The end of the line before what is kept stays: by it a place where a line begins is known.
         if let Err(error) = log.punch(cut.begin.offset..cut.end.offset - 1) {
-            // It is tried again with the next cut, which covers this one.
+            // It is tried again with the next cut, which covers this one, and at the end.
             tracing::warn!(%error, "what is given up of a log stays on the disk for now");
+        }
+    }
+
+    /// Gives the disk back what is given up, if it could not be given back before; the journal has to tell of it first.
+    pub(super) fn punch_what_is_told(&self) {
+        let Some(files) = self.files.as_ref().filter(|_| self.cuts.iter().next().is_some()) else { return };
+        match if files.syncs { files.journal.sync() } else { Ok(()) } {
+            Ok(()) => self.cuts.iter().for_each(|cut| self.punch(cut)),
+            Err(error) => tracing::warn!(%error, "what is given up of a log stays on the disk"),
         }
     }
 

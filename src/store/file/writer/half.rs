@@ -282,7 +282,7 @@ impl WriterHalf {
                     *next = line_start + Checkpointer::EVERY_BYTES;
                 }
                 if let Some(cap) = &mut self.cap {
-                    cap.has_split(stream, &self.progress, rest.len());
+                    cap.has_split(stream, &self.progress, rest);
                 }
             }
             bytes = rest;

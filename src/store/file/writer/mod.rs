@@ -190,6 +190,7 @@ impl OwnRun {
         let mut half = self.half();
         half.close_holes();
         half.write_last_marks();
+        half.punch_what_is_told();
         let Some(mut files) = half.files.take() else { return Err(finished(&self.run.id)) };
         self.publish(&mut half);
         let mut run = self.run.metadata();

@@ -1,12 +1,16 @@
 use std::fs;
+use std::time::Duration;
 
 use super::half::MERGE_MICROS;
 use super::*;
 use crate::index::progress::GapAt;
 use crate::journal::{Arrival, Parsed, Record, What, parse};
 use crate::line::LineNumber;
-use crate::run::{Exit, Gap, RunState};
-use crate::store::Outcome;
+use crate::line::View;
+use crate::run::{Exit, Gap, JobRunId, RunState};
+use crate::store::file::FileLogStore;
+use crate::store::{LogStore, Outcome, ReadEvent, ReadOptions};
+use futures_util::StreamExt;
 use proptest::prelude::*;
 
 fn own_run() -> (tempfile::TempDir, OwnRun) {
@@ -228,5 +232,69 @@ proptest! {
         let mut found: Vec<_> = kept.iter().map(|at| (at.stream, at.line, at.offset)).collect();
         found.sort_by_key(|&(stream, line, _)| (stream, line));
         prop_assert_eq!(found, expected);
+    }
+}
+
+/// Both streams are read while marks of them are not in the journal yet, and the reader is overtaken by what is given up.
+#[tokio::test]
+async fn a_reader_that_is_overtaken_within_marks_that_wait_numbers_what_follows_right() {
+    for taken in 0..12 {
+        let folder = tempfile::tempdir().unwrap();
+        let options = FileStoreOptions { max_run_bytes: 16_000, ..FileStoreOptions::default() };
+        let store = FileLogStore::open(folder.path(), options).unwrap();
+        let id: JobRunId = "x".parse().unwrap();
+        let writer = store.start(RunSpec::new(id.clone())).unwrap();
+        let own = store.shared.own(&id).unwrap();
+        let start = own.run.metadata().started_at.0 + 1_000_000;
+        let mut printed = [0, 0];
+        let mut append = |stream: Stream, lines: usize, after: u64| {
+            let printed = &mut printed[stream.index()];
+            let text: String =
+                (*printed..*printed + lines).map(|n| format!("{stream} {}\n", n + 1)).collect();
+            *printed += lines;
+            own.append_at(stream, text.as_bytes(), UnixMicros(start + after)).unwrap();
+        };
+        append(Stream::Stdout, 400, 0);
+        append(Stream::Stderr, 3, 10);
+        append(Stream::Stdout, 100, 20);
+        append(Stream::Stderr, 2, 30);
+        let read = ReadOptions { follow: true, batch_bytes: 1_000, ..ReadOptions::new(View::All) };
+        let mut events = store.read(&id, read).unwrap();
+        let mut seen = Vec::new();
+        // All of it, at the most.
+        while seen.len() < taken
+            && let Ok(event) = tokio::time::timeout(Duration::from_millis(100), events.next()).await
+        {
+            seen.push(event.unwrap().unwrap());
+        }
+        for round in 1..20 {
+            append(Stream::Stdout, 200, round * 2 * MERGE_MICROS);
+        }
+        append(Stream::Stderr, 2, 100 * MERGE_MICROS);
+        writer.finish(end()).unwrap();
+        while let Some(event) = events.next().await {
+            seen.push(event.unwrap());
+        }
+        let mut at = [0, 0];
+        for event in seen {
+            match event {
+                ReadEvent::Lines(batch) => {
+                    for line in batch.lines() {
+                        let (stream, number) = (batch.stream, &mut at[batch.stream.index()]);
+                        *number += 1;
+                        let text = format!("{stream} {number}");
+                        assert_eq!((line.number.0, line.text), (*number, text.as_bytes()), "behind {taken}");
+                    }
+                }
+                ReadEvent::Gap { gap, .. } => {
+                    assert_eq!(gap.reason, crate::run::GapReason::RunSizeCap, "behind {taken}: {gap:?}");
+                    let number = &mut at[gap.stream.index()];
+                    assert_eq!(gap.after.0, *number, "behind {taken}: {gap:?}");
+                    *number += gap.lines;
+                }
+                ReadEvent::End(_) => {}
+            }
+        }
+        assert_eq!(at, printed.map(|lines| lines as u64), "behind {taken}");
     }
 }
