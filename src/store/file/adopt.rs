@@ -295,9 +295,12 @@ impl ForeignRun {
             let mut log = AppendFile::open(self.run.folder.log(stream))?;
             tracing::error!(run = %self.run.id, %stream, bytes = log.len(), sound = sound.bytes, "the machine stopped before all of a log was on its disk");
             log.cut(sound.bytes.min(log.len()))?;
+            let (lines, marked) =
+                (marked.totals().lines.saturating_sub(sound.lines), marked.bytes.saturating_sub(sound.bytes));
             lost[stream.index()] = Some(Loss {
-                lines: marked.totals().lines.saturating_sub(sound.lines),
-                marked: marked.bytes.saturating_sub(sound.bytes),
+                in_marks: marked > 0,
+                lines: lines.saturating_sub(sound.lost_before.0),
+                marked: marked.saturating_sub(sound.lost_before.1),
                 unmarked: sound.unmarked,
             });
         }

@@ -29,6 +29,8 @@ pub(super) struct Sound {
     pub(super) lines: u64,
     /// Bytes behind it that no mark tells of.
     pub(super) unmarked: u64,
+    /// Lines behind it that were lost before the power cut, and bytes of the log behind it that were given up.
+    pub(super) lost_before: (u64, u64),
 }
 
 /// Whether the machine was started after something was last written to a run. Nobody knows to the second when that
@@ -61,6 +63,7 @@ pub(super) fn check(
     let mut journal = JournalReader::new(journal);
     let mut at = Progress { journal: 0, ..*progress };
     at.streams = Default::default();
+    let mut damage = None;
     while at.journal < progress.journal
         && let Entry::Record(record, behind) = journal.at(at.journal, Io::MayBlock)?
     {
@@ -68,17 +71,25 @@ pub(super) fn check(
         if let Record::Arrival(arrival) = record {
             at.advance(&arrival);
             let after = *at.of(stream);
-            if arrival.stream == stream
+            if damage.is_none()
+                && arrival.stream == stream
                 && after.bytes > from
                 && !is_given_up(before)
                 && let Some(sound) = check_mark(&mut log, &arrival, before, after)?
             {
-                return Ok(Some(sound));
+                damage = Some((sound, before));
             }
         }
         at.journal = behind;
     }
-    check_tail(&mut log, marked, length)
+    let Some((mut sound, before)) = damage else { return check_tail(&mut log, marked, length) };
+    let in_holes = at.of(stream);
+    sound.lost_before.0 = in_holes.dropped_lines - before.dropped_lines;
+    if cuts.of(stream).is_some_and(|cut| sound.bytes <= cut.begin.offset) {
+        sound.lost_before.0 += marked.dropped_lines.saturating_sub(in_holes.dropped_lines);
+        sound.lost_before.1 = marked.dropped_bytes.saturating_sub(in_holes.dropped_bytes);
+    }
+    Ok(Some(sound))
 }
 
 /// Compares the lines that ended with a mark with what is in the log.
@@ -91,7 +102,7 @@ fn check_mark(
     if !matches!(arrival.what, What::Mark { .. }) || arrival.lines == 0 {
         return Ok(None);
     }
-    let begin = Sound { bytes: before.line_start, lines: before.lines, unmarked: 0 };
+    let begin = Sound { bytes: before.line_start, lines: before.lines, unmarked: 0, lost_before: (0, 0) };
     let (mut sound, mut found, mut zeros) = (begin, 0, false);
     let mut offset = before.line_start;
     while offset < after.line_start {
@@ -125,9 +136,16 @@ fn check_mark(
 fn check_tail(log: &mut ReadFile, marked: StreamProgress, length: u64) -> Result<Option<Sound>, LogError> {
     let lines = marked.lines;
     if length < marked.bytes {
-        return Ok(Some(Sound { bytes: marked.line_start, lines, unmarked: 0 }));
+        // Nothing is lost that was not given up before.
+        let is_damage = marked.unterminated() > 0;
+        return Ok(is_damage.then_some(Sound {
+            bytes: marked.line_start,
+            lines,
+            unmarked: 0,
+            lost_before: (0, 0),
+        }));
     }
-    let mut sound = Sound { bytes: marked.line_start, lines, unmarked: 0 };
+    let mut sound = Sound { bytes: marked.line_start, lines, unmarked: 0, lost_before: (0, 0) };
     let (mut offset, mut zeros) = (marked.line_start, 0);
     while let Fetched::Bytes(bytes) = log.read(offset, READ_BYTES, Io::MayBlock)?
         && !bytes.is_empty()

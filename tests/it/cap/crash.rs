@@ -113,6 +113,26 @@ async fn after_a_power_cut_what_was_given_up_is_not_taken_for_what_was_lost() {
     check_folder(copy.path());
 }
 
+#[tokio::test]
+async fn what_a_power_cut_takes_of_the_head_is_counted_once_beside_what_was_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_store, _job) = half_a_run(folder.path());
+    let (copy, run) = copy_of(folder.path());
+    let log = run.join("stdout.log");
+    let whole = fs::metadata(&log).unwrap().len();
+    File::options().write(true).open(&log).unwrap().set_len(20_000).unwrap();
+    make_old(&run);
+    let store = FileLogStore::open(copy.path(), capped(0)).unwrap();
+    assert!(!store.runs(&RunQuery::default()).unwrap().runs.is_empty());
+    until(|| store.run(&id("r")).unwrap().state.kind() == StateKind::Lost, || "it is never lost".to_owned());
+    let known = store.run(&id("r")).unwrap().stdout;
+    let kept = fs::read_to_string(&log).unwrap();
+    assert!(kept.len() > 19_000 && kept.ends_with('\n'));
+    assert_eq!(known.lines - known.dropped_lines, kept.lines().count() as u64);
+    assert_eq!(known.dropped_bytes, whole - kept.len() as u64);
+    store.close().unwrap();
+}
+
 #[test]
 fn a_file_system_that_can_free_nothing_keeps_the_log_whole() {
     let databuild = Databuild::new().with("DATABUILD_LOG_MAX_RUN_SIZE_MB", "0.3");

@@ -157,7 +157,7 @@ impl OwnRun {
     pub(crate) fn note_loss(&self, stream: Stream, loss: Option<Loss>) {
         let Some(loss) = loss else { return };
         let mut half = self.half();
-        if loss.marked > 0 {
+        if loss.in_marks {
             // The marks stay what they are; readers see that the log is shorter.
             let totals = &mut half.progress.streams[stream.index()];
             totals.dropped_bytes += loss.marked + loss.unmarked;
@@ -269,9 +269,11 @@ impl OwnRun {
 /// What a power cut took of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Loss {
-    /// Lines that marks tell of.
+    /// Whether marks tell of some of it.
+    pub(crate) in_marks: bool,
+    /// Lines that marks tell of and that were not lost before.
     pub(crate) lines: u64,
-    /// Bytes that marks tell of.
+    /// Bytes that marks tell of and that were not given up before.
     pub(crate) marked: u64,
     /// Bytes that no mark tells of; nobody knows how many lines they were, but there was one at least.
     pub(crate) unmarked: u64,
