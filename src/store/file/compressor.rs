@@ -232,6 +232,10 @@ fn compress_folder(_: &LiveRun, _: &dyn Fn() -> bool) -> Result<Compression, Log
 impl Shared {
     /// Compresses a run that is over, now, whoever reads it.
     pub(crate) fn compress(self: &Arc<Self>, id: &JobRunId) -> Result<Compression, LogError> {
+        if self.index.is_some() {
+            // A run that has no number yet would be taken up as it was before.
+            self.discovery.wait_until_done();
+        }
         let run = self.find(id)?;
         let under_way = self.begin_to_compress(&run)?;
         match compress_run(&run, &|| self.may_compress(id)) {

@@ -78,3 +78,11 @@ fn nonsense_is_refused_at_the_start_by_name() {
         .code(2)
         .says("DATABUILD_LOG_COMPRESS_AFTER_HOURS is \"soon\"");
 }
+
+#[test]
+fn the_command_compresses_a_run_of_which_no_index_knows_yet() {
+    let databuild = Databuild::new();
+    databuild.run(&["run", "--quiet", "--id", "x", "--", "seq", "10000"]).code(0);
+    databuild.run(&["runs", "compress", "x"]).code(0);
+    databuild.run(&["index", "check", "--deep"]).code(0);
+}
