@@ -6,7 +6,9 @@ use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use rustix::fs::{FallocateFlags, FlockOperation, OFlags, StatVfs, fallocate, flock, statvfs};
+use rustix::fs::{
+    FallocateFlags, FlockOperation, FsWord, OFlags, StatVfs, fallocate, flock, fstatfs, statvfs,
+};
 use rustix::io::Errno;
 
 use crate::error::LogError;
@@ -52,6 +54,14 @@ impl From<StatVfs> for Disk {
 /// What the system says; [`io::ErrorKind::StorageFull`] above all.
 pub(crate) fn allocate(file: &File, part: Range<u64>) -> io::Result<bool> {
     change_blocks(file, FallocateFlags::KEEP_SIZE, part)
+}
+
+/// Whether the file system of a file chooses blocks only when it writes to the disk, and keeps who appends to the file
+/// waiting while it reads from the disk which ones are free: ext4.
+pub(crate) fn chooses_blocks_late(file: &File) -> bool {
+    /// That of ext2, ext3 and ext4, from `linux/magic.h`.
+    const EXT_SUPER_MAGIC: FsWord = 0xef53;
+    fstatfs(file).is_ok_and(|found| found.f_type == EXT_SUPER_MAGIC)
 }
 
 /// Gives the blocks of a part of a file back to the disk; it reads as zeros then. The file stays as long as it is. Gives

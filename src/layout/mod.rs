@@ -16,7 +16,7 @@ use crate::line::UnixMicros;
 use crate::run::JobRunId;
 use run_folder::blocks_of;
 
-pub(crate) use disk::{Disk, StoreLock, allocate, open_regular, punch_hole};
+pub(crate) use disk::{Disk, StoreLock, allocate, chooses_blocks_late, open_regular, punch_hole};
 #[cfg(feature = "compression")]
 pub(crate) use run_folder::being_compressed;
 pub(crate) use run_folder::{Removal, RunFolder, compressed, metadata_of};

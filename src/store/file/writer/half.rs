@@ -114,7 +114,7 @@ impl WriterHalf {
         let Some(files) = &mut self.files else { return Ok(()) };
         let log = &mut files.logs[stream.index()];
         let Err(error) = appended else {
-            log.begin_write_back();
+            log.begin_write_back(self.cuts.of(stream).map_or(0, |cut| cut.end.offset));
             self.arrived(stream, bytes, now);
             return Ok(());
         };
