@@ -131,6 +131,7 @@ impl Record {
         }
     }
 
+    #[inline]
     fn decode(body: &[u8]) -> Option<Self> {
         let (&kind, rest) = body.split_first()?;
         match kind & KIND {
@@ -161,6 +162,7 @@ impl Arrival {
         frame(&body.bytes[..body.length], offset, out);
     }
 
+    #[inline]
     fn decode(kind: u8, mut rest: &[u8]) -> Option<Self> {
         let mut number = || take_varint(&mut rest);
         let (after_micros, lines, bytes) = (number()?, number()?, number()?);
@@ -261,6 +263,7 @@ fn frame(body: &[u8], offset: u64, out: &mut Vec<u8>) {
     out.extend_from_slice(body);
 }
 
+#[inline]
 fn checksum(body: &[u8], offset: u64) -> u32 {
     let offset = offset.to_le_bytes();
     // Most records are marks of a few bytes: summing both at once is faster.
@@ -285,6 +288,7 @@ fn push_varint(push: &mut impl FnMut(u8), mut number: u64) {
     push(number as u8);
 }
 
+#[inline]
 fn take_varint(bytes: &mut &[u8]) -> Option<u64> {
     let mut number = 0u64;
     for shift in (0..64).step_by(7) {
@@ -313,6 +317,7 @@ pub(crate) enum Parsed {
 }
 
 /// Reads the record, or at the very start the header and the record behind it, that stands at `offset` in the file.
+#[inline]
 pub(crate) fn parse(bytes: &[u8], offset: u64) -> Parsed {
     if offset == 0 {
         let known = bytes.len().min(HEADER.len());
@@ -330,6 +335,7 @@ pub(crate) fn parse(bytes: &[u8], offset: u64) -> Parsed {
     parse_record(bytes, offset)
 }
 
+#[inline]
 fn parse_record(bytes: &[u8], offset: u64) -> Parsed {
     let mut rest = bytes;
     let Some(length) = take_varint(&mut rest) else {

@@ -1,5 +1,7 @@
 //! The bytes of the index's record values: a version, the fields in bincode, a CRC32. Nothing else knows bincode.
 
+use bincode::enc::Encoder;
+use bincode::error::EncodeError;
 use bincode::{Decode, Encode};
 
 use crate::index::RunNumber;
@@ -43,17 +45,7 @@ pub(crate) fn decode_run(number: RunNumber, bytes: &[u8]) -> Result<RunRecord, D
 /// Places of one stream, in rising order. Of each but the first only what it adds to the one before is kept.
 pub(crate) fn encode_checkpoints(number: RunNumber, places: &[LineCheckpoint]) -> Vec<u8> {
     let Some(first) = places.first() else { return Vec::new() };
-    let mut before = LineCheckpoint { offset: 0, time: UnixMicros(0), ..*first };
-    let mut stored = Vec::with_capacity(places.len());
-    for at in places {
-        stored.push(StoredCheckpoint {
-            lines: at.line.wrapping_sub(before.line),
-            bytes: at.offset.wrapping_sub(before.offset),
-            micros: at.time.0.wrapping_sub(before.time.0),
-        });
-        before = *at;
-    }
-    seal(&checkpoints_key(number, first.stream, first.line), &stored)
+    seal(&checkpoints_key(number, first.stream, first.line), &Steps(places))
 }
 
 pub(crate) fn decode_checkpoints(
@@ -239,6 +231,27 @@ struct StoredCheckpoint {
     lines: u64,
     bytes: u64,
     micros: u64,
+}
+
+/// Places as the steps between them, which is a `Vec<StoredCheckpoint>` once it is read.
+struct Steps<'a>(&'a [LineCheckpoint]);
+
+impl Encode for Steps<'_> {
+    fn encode<E: Encoder>(&self, encoder: &mut E) -> Result<(), EncodeError> {
+        let Some(first) = self.0.first() else { return 0u64.encode(encoder) };
+        (self.0.len() as u64).encode(encoder)?;
+        let mut before = LineCheckpoint { offset: 0, time: UnixMicros(0), ..*first };
+        for at in self.0 {
+            let step = StoredCheckpoint {
+                lines: at.line.wrapping_sub(before.line),
+                bytes: at.offset.wrapping_sub(before.offset),
+                micros: at.time.0.wrapping_sub(before.time.0),
+            };
+            step.encode(encoder)?;
+            before = *at;
+        }
+        Ok(())
+    }
 }
 
 #[derive(Encode, Decode)]

@@ -42,6 +42,7 @@ impl JournalReader {
     }
 
     /// The record at `offset`.
+    #[inline]
     pub(crate) fn at(&mut self, offset: u64, io: Io) -> Result<Entry, LogError> {
         if let Some(held) = offset.checked_sub(self.chunk_offset).and_then(|at| usize::try_from(at).ok())
             && held < self.chunk.len()
@@ -49,6 +50,11 @@ impl JournalReader {
         {
             return Ok(Entry::Record(record, offset + length as u64));
         }
+        self.read_at(offset, io)
+    }
+
+    /// The same, when it is not held yet.
+    fn read_at(&mut self, offset: u64, io: Io) -> Result<Entry, LogError> {
         let mut length = CHUNK_BYTES;
         loop {
             match self.file.read(offset, length, io)? {
