@@ -99,7 +99,6 @@ pub enum FindingKind {
     LinesDiffer,
     /// A part of a compressed log or journal is not what was written.
     CompressedDamaged,
-    /// A file or folder that somebody was preparing when it died.
     /// What the index says that runs take up on disk is not what they take up.
     TotalsDiffer,
     /// A file or folder that somebody was preparing or removing when it died.

@@ -158,12 +158,13 @@ impl Places<'_> {
 
     /// Whether a line can begin here: the index may be older than the file, or damaged.
     fn is_line_start(&self, stream: Stream, offset: u64, file: &mut ReadFile) -> bool {
-        let is_given_up = |cut: crate::journal::Cut| cut.covers(offset);
-        if offset == 0 || self.run.state().cuts.of(stream).is_some_and(is_given_up) {
+        let is_given_up = || self.run.state().cuts.of(stream).is_some_and(|cut| cut.covers(offset));
+        if offset == 0 || is_given_up() {
             return true;
         }
         let sound = match file.read(offset - 1, 1, Io::MayBlock) {
-            Ok(Fetched::Bytes(byte)) => byte == "\n",
+            // It may be given up since it was looked for.
+            Ok(Fetched::Bytes(byte)) => byte == "\n" || is_given_up(),
             // Nothing speaks against it, and whoever reads there is told.
             Ok(Fetched::Damaged(_)) => true,
             _ => false,
