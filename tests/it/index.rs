@@ -4,6 +4,7 @@ mod check;
 mod damage;
 mod faults;
 mod fuzz;
+mod kills;
 mod rebuild;
 
 use std::fs;

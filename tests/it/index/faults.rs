@@ -16,13 +16,13 @@ use crate::crash::databuild;
 use crate::support::cli::{Databuild, Running, until};
 use crate::support::copy_folder;
 
-const LINES: u64 = 1_000;
+pub(super) const LINES: u64 = 1_000;
 
-fn logs(databuild: &Databuild) -> PathBuf {
+pub(super) fn logs(databuild: &Databuild) -> PathBuf {
     databuild.home.path().join("logs")
 }
 
-fn block_on<T>(future: impl Future<Output = T>) -> T {
+pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
@@ -42,7 +42,7 @@ fn has_all(folder: &Path, what: &str) {
 }
 
 /// A folder of two runs that the index knows and one that it does not.
-fn make_folder(folder: &Path) {
+pub(super) fn make_folder(folder: &Path) {
     let store = open(folder);
     ["a", "b"].iter().for_each(|run| numbered(&store, run, LINES));
     store.close().unwrap();

@@ -202,6 +202,11 @@ impl Running {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
+    /// Whether it has ended.
+    pub(crate) fn is_over(&self) -> bool {
+        self.err_reader.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
     /// Waits for the end.
     pub(crate) fn done(mut self) -> Done {
         let deadline = Instant::now() + PATIENCE;
