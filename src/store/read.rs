@@ -69,7 +69,8 @@ pub enum ReadEvent {
     Gap {
         /// The hole; [`Gap::after`] counts in the gap's own stream.
         gap: Gap,
-        /// The position behind the hole in the view that is read.
+        /// The position behind the hole in the view that is read. Where the holes of both streams came by turns, no
+        /// place lies between them: they are told one after the other, and the last has the position behind both.
         next: LineNumber,
     },
     /// Nothing comes after this.

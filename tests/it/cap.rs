@@ -90,6 +90,8 @@ struct Shown {
     /// Of each gap, whether a line stands between it and the one before.
     apart: Vec<bool>,
     lines_since: u64,
+    /// Lines of holes that were told and that the position does not count yet.
+    told: u64,
     first: Option<(Stream, u64)>,
     end: Option<JobMetadata>,
 }
@@ -101,6 +103,7 @@ impl Shown {
 
     fn batch(&mut self, batch: &Batch) {
         assert_eq!(batch.first_position.0, self.position + 1, "a seam in the positions");
+        assert_eq!(self.told, 0, "what is missing before a line is counted before it");
         for shown in batch.lines() {
             let at = &mut self.at[usize::from(batch.stream == ERR)];
             if let Some(before) = *at {
@@ -133,7 +136,12 @@ impl Shown {
             assert_eq!(gap.after.0, before, "a hole is where its lines are missing");
         }
         *at = Some(gap.after.0 + gap.lines);
-        assert!(next.0 > self.position && next.0 - self.position <= gap.lines, "{gap:?} at {next:?}");
+        // Between the holes of both streams there is no place: the last of them has the position behind both.
+        self.told += gap.lines;
+        assert!((self.position..=self.position + self.told).contains(&next.0), "{gap:?} at {next:?}");
+        if next.0 > self.position {
+            self.told = 0;
+        }
         self.position = next.0;
         self.gaps.push(gap);
         self.apart.push(self.lines_since > 0);

@@ -58,8 +58,8 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) -> Committed {
         state.waiting.dirty = false;
         state.disk_bytes = disk_bytes.unwrap_or(state.disk_bytes);
         changes.runs.push((number, state.record()));
-        if state.pinned {
-            changes.pins.push((number, true));
+        if std::mem::take(&mut state.waiting.pin) || state.pinned {
+            changes.pins.push((number, state.pinned));
         }
         changes.lines.extend(state.waiting.lines.iter().map(|&at| (number, at)));
         changes.progress.extend(state.waiting.places.iter().map(|&at| (number, at)));
@@ -100,7 +100,8 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) -> Committed {
                 runs.compressed.append(&mut changes.compressed);
             }
             for (run, ..) in written {
-                run.state().waiting.dirty = true;
+                let mut state = run.state();
+                (state.waiting.pin, state.waiting.dirty) = (true, true);
             }
             Committed::Failed
         }

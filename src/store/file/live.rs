@@ -63,6 +63,8 @@ pub(crate) struct State {
 pub(crate) struct Waiting {
     /// Whether anything waits at all, the run's record included.
     pub(crate) dirty: bool,
+    /// Whether a pin was set or taken away since the record was written.
+    pub(crate) pin: bool,
     pub(crate) lines: Vec<LineCheckpoint>,
     pub(crate) places: Vec<Progress>,
 }

@@ -10,6 +10,40 @@ use crate::support::http::Server;
 
 const CAP: u64 = 400_000;
 
+/// One hole of each stream, of lines that came by turns: whoever is cut off behind any event is told of what is missing
+/// and not told yet, all of it.
+#[tokio::test]
+async fn a_reader_cut_off_between_the_holes_of_both_streams_is_told_of_all_that_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = FileLogStore::open(folder.path(), capped(CAP)).unwrap();
+    let mut job = Job::start(&store, "r");
+    job.print_bytes(OUT, 2 * CAP);
+    for _ in 0..400 {
+        job.print(ERR, 40);
+        job.print(OUT, 20);
+    }
+    job.finish();
+    let mut events = store.read(&id("r"), ReadOptions::new(View::All)).unwrap();
+    let (mut told, mut places) = (Vec::new(), vec![(0, LineNumber(0))]);
+    while let Some(event) = events.next().await {
+        match event.unwrap() {
+            ReadEvent::Gap { gap, next } => {
+                told.push(gap);
+                places.push((told.len(), next));
+            }
+            ReadEvent::Lines(batch) => places.push((told.len(), LineNumber(batch.last_position().0))),
+            ReadEvent::End(_) => {}
+        }
+    }
+    assert!(told.windows(2).any(|pair| pair[0].stream != pair[1].stream), "{told:?}");
+    for &(before, at) in &places {
+        let resumed = ReadOptions { start: Start::After(at), ..ReadOptions::new(View::All) };
+        let again = read(&store, "r", resumed).await.gaps;
+        let repeats_one = before > 0 && again == told[before - 1..];
+        assert!(again == told[before..] || repeats_one, "behind {at:?} of {told:?}: {again:?}");
+    }
+}
+
 /// Where the head and the tail of a log are by its journal: the part between them.
 fn given_up(store: &dyn LogStore, run: &str, stream: Stream) -> std::ops::Range<u64> {
     let part = store.given_up(&id(run), stream).unwrap().expect("something is given up");

@@ -289,7 +289,12 @@ impl Shared {
             return Err(self.find(id).err().unwrap_or_else(|| LogError::NotFound { id: id.clone() }));
         }
         run.folder.set_pinned(pinned)?;
-        run.state().pinned = pinned;
+        {
+            let mut state = run.state();
+            state.pinned = pinned;
+            // Its record may be on its way to the index just now, without that.
+            (state.waiting.pin, state.waiting.dirty) = (true, true);
+        }
         let (Some(index), Some(number)) = (&self.index, run.number) else { return Ok(()) };
         index.commit(&Changes { pins: vec![(number, pinned)], ..Changes::default() })
     }

@@ -21,6 +21,8 @@ pub(super) struct JournalOrder {
     arrivals: Arrivals,
     /// What is given up of each stream and is to be told before anything else.
     given_up: [Option<Lost>; 2],
+    /// Lines that were told to be given up and that the position does not count yet.
+    told: u64,
     /// The place that is sought first: so many lines of the view lie before it.
     seek: Option<u64>,
     plan: Option<Plan>,
@@ -64,7 +66,7 @@ impl FileSource {
             arrivals.taken[other] = u64::MAX;
         }
         let seek = Some(position);
-        Ok(JournalOrder { arrivals, given_up: [None; 2], seek, plan: None })
+        Ok(JournalOrder { arrivals, given_up: [None; 2], told: 0, seek, plan: None })
     }
 
     /// The next event in the order of the journal.
@@ -118,7 +120,12 @@ impl FileSource {
                 Walk::Nothing => None,
             };
             if let Some(lost) = order.given_up.iter_mut().find_map(Option::take) {
-                return self.give_loss(lost, moment).map(Some);
+                order.told += lost.fresh;
+                // No place lies between the holes of both streams: they came by turns. Who is cut off there is told of
+                // both again.
+                let is_last = order.given_up.iter().all(Option::is_none);
+                let passed = if is_last { std::mem::take(&mut order.told) } else { 0 };
+                return self.give_loss(lost, passed, moment).map(Some);
             }
             match next {
                 Some(next) => match next.arrival.what {
@@ -139,8 +146,9 @@ impl FileSource {
         self.cuts.known(stream).filter(|cut| cut.covers_line(line))
     }
 
-    /// Tells of lines that are given up. Where nothing can lie between them, that is of all of them, as without times.
-    fn give_loss(&mut self, lost: Lost, moment: &Moment) -> Result<Step, LogError> {
+    /// Tells of lines that are given up, and goes so many on. Where nothing can lie between them, that is of all of them,
+    /// as without times.
+    fn give_loss(&mut self, lost: Lost, passed: u64, moment: &Moment) -> Result<Step, LogError> {
         let stream = lost.gap.stream;
         let gap = match (self.view, self.cuts.known(stream)) {
             (View::One(_), Some(cut)) if cut.end.lines == lost.behind.0 && !lost.is_rest => {
@@ -149,7 +157,7 @@ impl FileSource {
             _ => lost.gap,
         };
         self.go_to(stream, lost.behind)?;
-        self.position = self.position.plus(lost.fresh);
+        self.position = self.position.plus(passed);
         Ok(Step::Event(ReadEvent::Gap { gap, next: self.position }))
     }
 
