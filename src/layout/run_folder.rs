@@ -1,6 +1,6 @@
 //! The folder of one run: what its files are called, and what they take up.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -110,12 +110,29 @@ impl RunFolder {
             Ok(text)
         };
         match read() {
-            Ok(text) => serde_json::from_slice(&text)
+            Ok(text) => self
+                .parse_metadata(&text)
                 .map(Some)
                 .map_err(|error| LogError::Corrupt { path, what: error.to_string() }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(LogError::io("reading", path)(error)),
         }
+    }
+
+    /// A document by another tool may leave it to its folder to say which run it is of.
+    fn parse_metadata(&self, text: &[u8]) -> serde_json::Result<JobMetadata> {
+        serde_json::from_slice(text).or_else(|error| {
+            let name = self.path.file_name().and_then(OsStr::to_str);
+            match (serde_json::from_slice(text), name) {
+                (Ok(serde_json::Value::Object(mut document)), Some(id))
+                    if !document.contains_key("job_run_id") =>
+                {
+                    document.insert("job_run_id".to_owned(), id.into());
+                    serde_json::from_value(document.into())
+                }
+                _ => Err(error),
+            }
+        })
     }
 
     /// Where `metadata.json` is written before it gets its name. While the run goes on it is empty, and its blocks are

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::line::Stream;
 use crate::run::JobRunId;
 use crate::runner::control::Control;
 use crate::runner::events::{Events, Next};
+use crate::runner::tee::Copied;
 use crate::runner::{JobEnd, JobEvent, JobSignal};
 
 /// A job that runs, or ran. It holds no output: that is in the log store.
@@ -20,7 +22,7 @@ pub struct SubProcessRunning {
     pub(super) events: Arc<Events>,
     pub(super) kill_grace: Duration,
     /// Of a job whose output is copied.
-    pub(super) copied: Option<watch::Receiver<bool>>,
+    pub(super) copied: Option<watch::Receiver<Option<Copied>>>,
 }
 
 impl SubProcessRunning {
@@ -69,8 +71,15 @@ impl SubProcessRunning {
     pub async fn copied(&self) {
         if let Some(copied) = &self.copied {
             // An error means that the thread is gone.
-            let _ = copied.clone().wait_for(|done| *done).await;
+            let _ = copied.clone().wait_for(Option::is_some).await;
         }
+    }
+
+    /// Why a stream's copy by the job's [`Tee`](crate::Tee) is not whole: its destination could not be written to, for
+    /// one that is full. `None` as long as the copying goes on, and when whoever read it went away.
+    #[must_use]
+    pub fn copy_failure(&self, stream: Stream) -> Option<Arc<str>> {
+        self.copied.as_ref()?.borrow().as_ref()?[stream.index()].clone()
     }
 
     /// Whether the job has ended and is recorded. Never blocks.

@@ -56,27 +56,37 @@ impl Tee {
     /// Starts the thread that copies a run of this store.
     pub(super) fn start(self, store: Arc<dyn LogStore>, run: JobRunId) -> io::Result<Copying> {
         let copy = Arc::new(Copy { state: Mutex::default(), changed: Condvar::new() });
-        let (done, is_done) = watch::channel(false);
+        let (done, is_done) = watch::channel(None);
         let outputs = self.outputs.map(Some);
-        let copier = Copier { copy: Arc::clone(&copy), outputs, store, run, within_line: [false; 2] };
+        let copier = Copier {
+            copy: Arc::clone(&copy),
+            outputs,
+            store,
+            run,
+            within_line: [false; 2],
+            failed: Copied::default(),
+        };
         thread::Builder::new().name("log-tee".to_owned()).spawn(move || {
-            copier.run();
-            done.send_replace(true);
+            done.send_replace(Some(copier.run()));
         })?;
         Ok(Copying { copy, is_done })
     }
 }
 
+/// What came of a copy: of a stream whose destination could not be written to, why, as [`io::Error`] says it. A
+/// destination that nobody reads any more is none of these.
+pub(super) type Copied = [Option<Arc<str>>; 2];
+
 /// A copy that is being made, as the pump sees it. It ends when this is dropped and everything is copied.
 #[derive(Debug)]
 pub(super) struct Copying {
     copy: Arc<Copy>,
-    is_done: watch::Receiver<bool>,
+    is_done: watch::Receiver<Option<Copied>>,
 }
 
 impl Copying {
-    /// Becomes true when everything that will be copied is.
-    pub(super) fn is_done(&self) -> watch::Receiver<bool> {
+    /// Tells what came of the copy when everything that will be copied is.
+    pub(super) fn is_done(&self) -> watch::Receiver<Option<Copied>> {
         self.is_done.clone()
     }
 
@@ -151,15 +161,16 @@ struct Copier {
     run: JobRunId,
     /// Whether the last byte copied was within a line.
     within_line: [bool; 2],
+    failed: Copied,
 }
 
 impl Copier {
-    fn run(mut self) {
+    fn run(mut self) -> Copied {
         loop {
             match self.next() {
                 Task::Bytes(stream, bytes) => self.put(stream, &bytes),
                 Task::Log(stream, from, length) => self.copy_log(stream, from, length),
-                Task::Nothing => return,
+                Task::Nothing => return self.failed,
             }
         }
     }
@@ -198,6 +209,7 @@ impl Copier {
             }
             Err(error) => {
                 tracing::warn!(run = %self.run, %stream, %error, "output can't be copied any more");
+                self.failed[stream.index()] = Some(error.to_string().into());
                 self.give_up(stream);
                 return;
             }
@@ -225,6 +237,9 @@ impl Copier {
             && let Err(error) = write_all(fd, bytes)
         {
             tracing::debug!(%stream, %error, "output is no longer copied");
+            if error != Errno::PIPE {
+                self.failed[stream.index()] = Some(io::Error::from(error).to_string().into());
+            }
             self.give_up(stream);
         }
     }

@@ -3,7 +3,7 @@
 use databuild_logs::{JobMetadata, JobRunId, RunQuery, UnixMicros};
 
 use crate::failure::{Code, Failure};
-use crate::printing::{command, status};
+use crate::printing::{command, note};
 use crate::settings::Settings;
 use crate::source::{Source, SourceError};
 
@@ -66,6 +66,9 @@ pub(crate) async fn locate(settings: &Settings, name: &RunName, wait: bool) -> R
     if let Ok(Some(folder)) = &folder
         && let Some(found) = find(folder, name).await?.one(name)?
     {
+        if silence.is_some() && chosen {
+            note(format_args!("{service} does not answer: reading {folder}"));
+        }
         return Ok(Located::new(folder.clone(), found));
     }
     match (silence, folder, name) {
@@ -124,7 +127,7 @@ async fn find(source: &Source, name: &RunName) -> Result<Found, SourceError> {
 }
 
 fn waiting(source: Source, id: &JobRunId) -> Located {
-    status(format_args!("waiting for run {id} to start in {source}"));
+    note(format_args!("waiting for run {id} to start in {source}"));
     Located { source, id: id.clone(), started_at: None }
 }
 

@@ -2,6 +2,7 @@
 
 mod args;
 mod compress;
+mod diagnostics;
 mod failure;
 mod gc;
 mod index;
@@ -31,7 +32,13 @@ fn main() -> ExitCode {
         Err(error) => return not_understood(&error),
     };
     let settings = Settings::new(cli.globals);
-    let done = match cli.command {
+    // What `run` shows is its command's.
+    let told = match &cli.command {
+        Command::Run(_) => Ok(()),
+        Command::Serve(_) => diagnostics::start(&settings, "info"),
+        _ => diagnostics::start(&settings, "warn"),
+    };
+    let done = told.and_then(|()| match cli.command {
         Command::Run(args) => match settings.recording() {
             Ok((dir, options)) => Ok(run::run(args, &dir, options)),
             Err(failure) => Err(failure.with(Code::NotRecorded)),
@@ -41,7 +48,7 @@ fn main() -> ExitCode {
         Command::Runs(args) => runs::run(args, &settings),
         Command::Gc(args) => gc::run(&args, &settings),
         Command::Index(command) => index::run(&command, &settings),
-    };
+    });
     done.unwrap_or_else(Failure::report)
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use databuild_logs::{
     Completion, FileStoreOptions, JobCommand, JobEnd, JobEvent, JobInput, JobMetadata, JobRunId, JobSignal,
-    LogError, RunSpec, RunnerError, SubProcessBackend, SubProcessRunning, Tee,
+    LogError, RunSpec, RunnerError, Stream, SubProcessBackend, SubProcessRunning, Tee,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -99,6 +99,12 @@ fn say(attended: &Attended, closed: Result<&(), &LogError>) {
     if attended.more_malformed > 0 {
         note(format_args!("databuild: nor can {} other lines of that kind", attended.more_malformed));
     }
+    for (stream, why) in &attended.copy_failures {
+        let name = if *stream == Stream::Stdout { "output" } else { "error" };
+        note(format_args!(
+            "databuild: writing to standard {name}: {why}; `databuild logs` has what is missing"
+        ));
+    }
     let metadata = attended.end.metadata.as_ref();
     if let Err(error) = metadata.and(closed) {
         note(format_args!("databuild: the run's end is not recorded: {error}"));
@@ -131,6 +137,8 @@ struct Attended {
     more_malformed: u64,
     /// Our output was not read to its end.
     abandoned: bool,
+    /// Why our output is not whole.
+    copy_failures: Vec<(Stream, Arc<str>)>,
 }
 
 /// Passes signals on until the job has ended, and waits then until its output is copied; a signal ends that.
@@ -157,7 +165,9 @@ async fn attend(running: &mut SubProcessRunning, signals: &mut Signals) -> Atten
             _ = signals.next() => true,
         };
     }
-    Attended { end, malformed, more_malformed, abandoned }
+    let failure = |stream| running.copy_failure(stream).map(|why| (stream, why));
+    let copy_failures = Stream::BOTH.into_iter().filter_map(failure).collect();
+    Attended { end, malformed, more_malformed, abandoned, copy_failures }
 }
 
 fn exit_code(end: &JobEnd) -> u8 {

@@ -63,13 +63,19 @@ async fn list(args: ListArgs, settings: &Settings) -> Result<Listed, Failure> {
     {
         return Ok(pages(&folder, &query, limit).await?);
     }
-    let (client, _) = settings.client()?;
-    let silence = match pages(&Source::Service(client), &query, limit).await {
+    let (client, chosen) = settings.client()?;
+    let service = Source::Service(client);
+    let silence = match pages(&service, &query, limit).await {
         Err(error) if error.none_answers() => Failure::from(error),
         answer => return Ok(answer?),
     };
     match settings.folder().await? {
-        Some(folder) => Ok(pages(&folder, &query, limit).await?),
+        Some(folder) => {
+            if chosen {
+                note(format_args!("{service} does not answer: listing {folder}"));
+            }
+            Ok(pages(&folder, &query, limit).await?)
+        }
         None => {
             let dir = settings.log_dir()?.value;
             Err(silence.line(format_args!("the log folder {} does not exist", dir.display())))

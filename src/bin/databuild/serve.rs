@@ -7,7 +7,6 @@ use std::process::ExitCode;
 
 use databuild_logs::{FileStoreOptions, LogError, ServerOptions, listen, record_metrics, serve, stop_signal};
 use tokio::net::TcpListener;
-use tracing_subscriber::EnvFilter;
 
 use crate::args::ServeArgs;
 use crate::failure::{Code, Failure};
@@ -18,7 +17,6 @@ use crate::store::{blocking, open_for_service, survive_file_size_limit};
 /// Serves until TERM or Ctrl-C.
 pub(crate) fn run(args: ServeArgs, settings: &Settings) -> Result<ExitCode, Failure> {
     let request = Request::check(&args, settings)?;
-    start_tracing(settings)?;
     runtime()?.block_on(request.serve())?;
     Ok(ExitCode::SUCCESS)
 }
@@ -91,17 +89,4 @@ fn cannot_open(dir: &Path, error: LogError) -> Failure {
     } else {
         failure.line(format_args!("the log folder is {}: --log-dir takes another", dir.display()))
     }
-}
-
-/// Sends what the service has to say to stderr.
-fn start_tracing(settings: &Settings) -> Result<(), Failure> {
-    let name = "DATABUILD_LOG_LEVEL";
-    let level = settings.environment.text(name)?.unwrap_or("info");
-    let filter = EnvFilter::builder().parse(level).map_err(|error| {
-        let what = format_args!("{name} is {level:?}: expected a level such as info or debug ({error})");
-        Failure::new(Code::Usage, what)
-    })?;
-    let color = settings.color(&io::stderr())?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(color).with_writer(io::stderr).init();
-    Ok(())
 }

@@ -375,7 +375,11 @@ fn plain_metadata(folder: &RunFolder, id: &JobRunId) -> Result<JobMetadata, LogE
     let started = created(folder)?;
     match folder.read_metadata() {
         Ok(Some(run)) if run.id() == id => return Ok(with_times(run, folder, started)),
-        Ok(_) | Err(LogError::Corrupt { .. }) => {}
+        Ok(_) => {}
+        // It may be half written by a tool that does not rename.
+        Err(error @ LogError::Corrupt { .. }) => {
+            tracing::warn!(%error, "until it can be read the run counts as one that goes on");
+        }
         Err(error) => return Err(error),
     }
     Ok(JobMetadata::started(RunSpec { created_at: started, ..RunSpec::new(id.clone()) }, started))

@@ -6,7 +6,27 @@ use databuild_logs::LogLine;
 use rustix::process::Signal;
 
 use super::serve::serving;
-use crate::support::cli::{Databuild, Scripted, answer, events, path};
+use crate::support::cli::{Databuild, NOBODY, Scripted, answer, events, path};
+
+#[test]
+fn whoever_named_a_service_that_does_not_answer_is_told_what_is_shown_instead() {
+    let databuild = Databuild::new();
+    databuild.run(&["run", "--quiet", "--id", "r", "--", "echo", "x"]).code(0);
+    let asking = beside(&databuild, NOBODY);
+    let what = format!("the service at {NOBODY} does not answer: ");
+    for args in [&["logs", "latest"][..], &["logs", "r"], &["runs"]] {
+        asking.run(args).code(0).says(&what);
+    }
+    // Nobody named one.
+    assert_eq!(databuild.run(&["runs"]).code(0).stderr, "");
+}
+
+#[test]
+fn whoever_waits_for_a_run_says_so_to_whom_no_terminal_shows_it_too() {
+    let databuild = Databuild::new();
+    let waiting = databuild.start(&["logs", "-f", "never"]);
+    waiting.wait_for("waiting for run never to start in ");
+}
 
 /// The executable asking this service, on the folder of another.
 fn beside(databuild: &Databuild, url: &str) -> Databuild {

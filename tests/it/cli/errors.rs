@@ -46,6 +46,12 @@ fn a_variable_that_does_not_parse_is_named() {
         .says("DATABUILD_LOG_SERVER is \"ftp://x\"");
     with("DATABUILD_LOG_LISTEN", "x").run(&["serve"]).code(2).says("DATABUILD_LOG_LISTEN is \"x\"");
     with("DATABUILD_LOG_LEVEL", "a=b=c").run(&["serve"]).code(2).says("DATABUILD_LOG_LEVEL is \"a=b=c\"");
+    for level in ["verbose", "warning", "trace=", "info,databuild_logs"] {
+        let refused = format!("DATABUILD_LOG_LEVEL is {level:?}: expected error, warn, info");
+        for verb in ["serve", "runs"] {
+            with("DATABUILD_LOG_LEVEL", level).run(&[verb]).code(2).says(&refused);
+        }
+    }
     let done = with("DATABUILD_LOG_TOKEN", "two words").run(&["runs"]).code(2).says("DATABUILD_LOG_TOKEN");
     assert!(!done.stderr.contains("two words"), "a token is never shown: {}", done.stderr);
 }

@@ -16,6 +16,17 @@ fn record(databuild: &Databuild, id: &str, script: &str) -> Done {
 }
 
 #[test]
+fn a_run_that_can_not_be_listed_is_named() {
+    let databuild = Databuild::new();
+    databuild.run(&["run", "--quiet", "--id", "good", "--", "true"]).code(0);
+    let folder = databuild.home.path().join("logs/job_runs/bad");
+    std::fs::create_dir(&folder).unwrap();
+    std::os::unix::fs::symlink("/etc/hostname", folder.join("journal")).unwrap();
+    let listed = databuild.run(&["runs"]).code(0).says("a run folder can't be read");
+    assert!(listed.text().contains("good") && listed.stderr.contains("bad"), "{listed:?}");
+}
+
+#[test]
 fn without_a_service_the_folder_is_read() {
     let databuild = Databuild::asking(NOBODY);
     record(&databuild, "alpha", "echo out; echo err >&2; printf end; exit 3").code(3);

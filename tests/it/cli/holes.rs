@@ -35,7 +35,7 @@ fn the_bytes_of_a_log_that_became_shorter_end_with_a_word_from_the_folder() {
         assert_eq!(done.text(), there, "{window:?}");
     }
     let whole = databuild.run(&["logs", "cut", "-o", "raw", "--since-line", "1", "-n", "2"]).code(0);
-    assert_eq!((whole.text(), whole.stderr.as_str()), ("2\n3\n", ""), "no byte of it is missing");
+    assert_eq!((whole.text(), whole.stderr.lines().count()), ("2\n3\n", 1), "no byte of it is missing");
     fs::remove_file(recorded(&databuild, "gone")).unwrap();
     let done = databuild.run(&["logs", "gone", "-o", "raw"]).code(1);
     assert_eq!(done.says("the log ends at byte 0, and 18 bytes behind it are missing").text(), "");

@@ -54,6 +54,35 @@ fn a_run_that_succeeded_leaves_this_document() {
 }
 
 #[test]
+fn a_document_by_another_tool_need_not_name_its_run() {
+    let databuild = Databuild::new();
+    for (run, text, code) in [
+        ("exit", r#"{"exit_code": 3, "foo": [1]}"#, 3),
+        ("state", r#"{"state": "succeeded"}"#, 0),
+        ("both", r#"{"state": "failed", "exit_code": 4}"#, 4),
+    ] {
+        let folder = databuild.home.path().join("logs/job_runs").join(run);
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("stdout.log"), "hello\n").unwrap();
+        fs::write(folder.join("metadata.json"), text).unwrap();
+        let read = databuild.run(&["logs", run, "--exit-status"]).code(code);
+        assert_eq!(read.text(), "hello\n");
+    }
+}
+
+#[test]
+fn a_document_that_can_not_be_read_is_named() {
+    let databuild = Databuild::new();
+    let folder = databuild.home.path().join("logs/job_runs/r");
+    fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("metadata.json");
+    fs::write(&path, r#"{"state": "failed"}"#).unwrap();
+    let read = databuild.run(&["logs", "r"]).code(0);
+    let what = format!("{}: state failed without exit_code and signal", path.display());
+    assert!(read.stderr.contains(&what), "{}", read.stderr);
+}
+
+#[test]
 fn a_run_that_a_signal_killed_leaves_this_document() {
     let databuild = Databuild::new();
     databuild.run(&["run", "-q", "--id", "r", "--", "sh", "-c", "echo one; kill -9 $$"]).code(137);

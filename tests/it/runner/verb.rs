@@ -50,6 +50,20 @@ fn the_verb_says_which_directives_it_can_not_use() {
 }
 
 #[test]
+fn the_verb_says_that_its_copy_is_not_whole_and_that_the_log_is() {
+    let logs = tempfile::tempdir().unwrap();
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut verb = verb(logs.path());
+    let output =
+        verb.args(["--id", "x", "--", "sh", "-c", "echo out; exit 3"]).stdout(full).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    let what = "databuild: writing to standard output: No space left on device";
+    assert!(said.starts_with(what) && said.ends_with("`databuild logs` has what is missing\n"), "{said}");
+    assert_eq!(output.status.code(), Some(3));
+    assert_eq!(fs::read(logs.path().join("job_runs/x/stdout.log")).unwrap(), b"out\n");
+}
+
+#[test]
 fn the_verb_copies_both_streams_and_gives_the_commands_exit_code() {
     let logs = tempfile::tempdir().unwrap();
     let script = ["--", "sh", "-c", "echo out; echo err >&2; exit 3"];
