@@ -209,7 +209,7 @@ impl Copier {
             }
             Err(error) => {
                 tracing::warn!(run = %self.run, %stream, %error, "output can't be copied any more");
-                self.failed[stream.index()] = Some(error.to_string().into());
+                self.failed[stream.index()] = Some(format!("reading it from the log: {error}").into());
                 self.give_up(stream);
                 return;
             }

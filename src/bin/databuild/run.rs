@@ -102,7 +102,7 @@ fn say(attended: &Attended, closed: Result<&(), &LogError>) {
     for (stream, why) in &attended.copy_failures {
         let name = if *stream == Stream::Stdout { "output" } else { "error" };
         note(format_args!(
-            "databuild: writing to standard {name}: {why}; `databuild logs` has what is missing"
+            "databuild: the copy to standard {name} is not whole: {why}; `databuild logs` has the rest"
         ));
     }
     let metadata = attended.end.metadata.as_ref();

@@ -57,8 +57,8 @@ fn the_verb_says_that_its_copy_is_not_whole_and_that_the_log_is() {
     let output =
         verb.args(["--id", "x", "--", "sh", "-c", "echo out; exit 3"]).stdout(full).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
-    let what = "databuild: writing to standard output: No space left on device";
-    assert!(said.starts_with(what) && said.ends_with("`databuild logs` has what is missing\n"), "{said}");
+    let what = "databuild: the copy to standard output is not whole: No space left on device";
+    assert!(said.starts_with(what) && said.ends_with("`databuild logs` has the rest\n"), "{said}");
     assert_eq!(output.status.code(), Some(3));
     assert_eq!(fs::read(logs.path().join("job_runs/x/stdout.log")).unwrap(), b"out\n");
 }
