@@ -28,6 +28,8 @@ const KIND: u8 = 0x0f;
 const STDERR: u8 = 0x10;
 /// Set in the kind byte of a mark that ends within a line.
 const UNTERMINATED: u8 = 0x20;
+/// Set in the kind byte of a cut that somebody else made.
+const BY_OTHERS: u8 = 0x40;
 
 /// Something that happened to a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,16 +62,23 @@ pub(crate) struct Place {
     pub(crate) offset: u64,
 }
 
-/// The part in the middle of a log that was given up because the run is larger than it may be. The log is as long as it
-/// was, and what stands in it from the beginning to the end of the cut means nothing any more.
+/// The part of a log that was given up because the run is larger than it may be, or because somebody else took it away.
+/// The log is as long as it was, and what stands in it from the beginning to the end of the cut means nothing any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cut {
     pub(crate) stream: Stream,
     pub(crate) begin: Place,
     pub(crate) end: Place,
+    /// Whether it was taken away by somebody else, and not given up by the run's writer.
+    pub(crate) by_others: bool,
 }
 
 impl Cut {
+    /// What readers are told of why those lines are missing.
+    pub(crate) const fn reason(&self) -> GapReason {
+        if self.by_others { GapReason::Corrupt } else { GapReason::RunSizeCap }
+    }
+
     /// Bytes of the log.
     pub(crate) const fn bytes(&self) -> u64 {
         self.end.offset - self.begin.offset
@@ -183,7 +192,8 @@ impl CutFurther {
     fn encode(&self, offset: u64, out: &mut Vec<u8>) {
         let mut body = ArrayWriter { bytes: [0; Self::MAX_BODY], length: 0 };
         let Cut { stream, begin, .. } = self.cut;
-        body.push(CUT | stream_flag(stream));
+        let by_others = if self.cut.by_others { BY_OTHERS } else { 0 };
+        body.push(CUT | stream_flag(stream) | by_others);
         for number in [begin.lines, begin.offset, self.cut.lines(), self.cut.bytes(), self.lines, self.bytes]
         {
             push_varint(&mut |byte| body.push(byte), number);
@@ -199,7 +209,8 @@ impl CutFurther {
             offset: begin.offset.checked_add(number()?)?,
         };
         let (lines, bytes) = (number()?, number()?);
-        rest.is_empty().then_some(Self { cut: Cut { stream: stream_of(kind), begin, end }, lines, bytes })
+        let cut = Cut { stream: stream_of(kind), begin, end, by_others: kind & BY_OTHERS != 0 };
+        rest.is_empty().then_some(Self { cut, lines, bytes })
     }
 }
 

@@ -223,6 +223,8 @@ enum StoredReason {
     Corrupt,
     /// Not a hole but a cut: the bytes are those of the log that it covers.
     Cut,
+    /// The same of one that somebody else made.
+    CutByOthers,
 }
 
 /// What a place adds to the one before it; the first of a row adds its lines to the row's key, and the rest to 0.
@@ -445,7 +447,7 @@ impl From<Cut> for StoredGap {
             after: cut.begin.lines,
             lines: cut.lines(),
             bytes: cut.bytes(),
-            reason: StoredReason::Cut,
+            reason: if cut.by_others { StoredReason::CutByOthers } else { StoredReason::Cut },
             offset: cut.begin.offset,
         }
     }
@@ -466,13 +468,14 @@ impl TryFrom<StoredGap> for GapOrCut {
             StoredReason::DiskFull => GapReason::DiskFull,
             StoredReason::RunSizeCap => GapReason::RunSizeCap,
             StoredReason::Corrupt => GapReason::Corrupt,
-            StoredReason::Cut => {
+            StoredReason::Cut | StoredReason::CutByOthers => {
+                let by_others = matches!(reason, StoredReason::CutByOthers);
                 let begin = Place { lines: after, offset };
                 let end = Place {
                     lines: after.checked_add(lines).ok_or(Damaged)?,
                     offset: offset.checked_add(bytes).ok_or(Damaged)?,
                 };
-                return Ok(Self::Cut(Cut { stream, begin, end }));
+                return Ok(Self::Cut(Cut { stream, begin, end, by_others }));
             }
         };
         let gap = Gap { stream, after: LineNumber(after), lines, bytes, reason };

@@ -8,7 +8,7 @@ use memchr::memchr;
 use crate::journal::{Arrival, Cut, CutFurther, Place, What};
 use crate::line::{LineNumber, Stream, UnixMicros};
 use crate::meter::Appends;
-use crate::run::{Gap, GapReason, StreamTotals};
+use crate::run::{Gap, StreamTotals};
 
 /// How far one stream has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -175,7 +175,7 @@ pub(crate) fn gap_of_cut(cut: &Cut, from: Place, gaps: &[GapAt]) -> Gap {
         // The index is believed to be sound only until its files say something else.
         lines: end.saturating_sub(from.lines),
         bytes,
-        reason: GapReason::RunSizeCap,
+        reason: cut.reason(),
     }
 }
 

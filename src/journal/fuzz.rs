@@ -19,7 +19,8 @@ fn journals() -> Vec<Vec<u8>> {
     }
     for (stream, lines) in [(Stream::Stdout, 3), (Stream::Stderr, 1 << 40)] {
         let (begin, end) = (Place { lines: 1, offset: 7 }, Place { lines: 1 + lines, offset: 70_000 });
-        let further = CutFurther { cut: Cut { stream, begin, end }, lines, bytes: 69_993 };
+        let further =
+            CutFurther { cut: Cut { stream, begin, end, by_others: lines == 3 }, lines, bytes: 69_993 };
         further.encode(with_gaps.len() as u64, &mut with_gaps);
     }
     let fixtures = ["ok", "failed", "lost"].map(|run| fixture(&format!("v1/job_runs/{run}/journal")));

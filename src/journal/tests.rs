@@ -22,12 +22,12 @@ fn arrival() -> impl Strategy<Value = Arrival> {
 
 fn cut() -> impl Strategy<Value = CutFurther> {
     let half = u64::MAX / 2;
-    (any::<bool>(), [0..half, 0..half, 0..half, 0..half], any::<u64>(), any::<u64>()).prop_map(
-        |(stderr, [line, offset, more_lines, more_bytes], lines, bytes)| {
+    (any::<[bool; 2]>(), [0..half, 0..half, 0..half, 0..half], any::<u64>(), any::<u64>()).prop_map(
+        |([stderr, by_others], [line, offset, more_lines, more_bytes], lines, bytes)| {
             let stream = if stderr { Stream::Stderr } else { Stream::Stdout };
             let begin = Place { lines: line, offset };
             let end = Place { lines: line + more_lines, offset: offset + more_bytes };
-            CutFurther { cut: Cut { stream, begin, end }, lines, bytes }
+            CutFurther { cut: Cut { stream, begin, end, by_others }, lines, bytes }
         },
     )
 }
@@ -101,11 +101,15 @@ const GOLDEN_CHECKSUM: u32 = 0x0a17_ba5f;
 #[test]
 fn golden_bytes_of_a_cut() {
     let begin = Place { lines: 5, offset: 300 };
-    let cut = Cut { stream: Stream::Stderr, begin, end: Place { lines: 25, offset: 1300 } };
+    let end = Place { lines: 25, offset: 1300 };
+    let cut = Cut { stream: Stream::Stderr, begin, end, by_others: false };
     let bytes = encoded(&Record::Cut(CutFurther { cut, lines: 9, bytes: 500 }), 8);
     let body = [0x15, 5, 0xac, 0x02, 20, 0xe8, 0x07, 9, 0xf4, 0x03];
     assert_eq!((bytes[0], &bytes[5..]), (10, &body[..]));
     assert_eq!(bytes[1..5], GOLDEN_CHECKSUM_OF_CUT.to_le_bytes());
+    let by_others = Cut { by_others: true, ..cut };
+    let bytes = encoded(&Record::Cut(CutFurther { cut: by_others, lines: 9, bytes: 500 }), 8);
+    assert_eq!((bytes[5], &bytes[6..]), (0x55, &body[1..]));
 }
 
 const GOLDEN_CHECKSUM_OF_CUT: u32 = 0x6a1b_37ee;

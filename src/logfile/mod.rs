@@ -16,7 +16,7 @@ mod seekable;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSliceMut, Write};
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -126,6 +126,18 @@ impl AppendFile {
         self.file.set_len(length).map_err(LogError::io("cutting", &self.path))?;
         self.length = length;
         Ok(())
+    }
+
+    /// The length of the file if somebody else has made it shorter than it was written; 0 if it is deleted, after it was
+    /// made anew.
+    pub(crate) fn shortened(&mut self) -> Result<Option<u64>, LogError> {
+        let found = self.file.metadata().map_err(LogError::io("looking at", &self.path))?;
+        if found.nlink() == 0 {
+            let file = OpenOptions::new().append(true).read(true).create_new(true).open(&self.path);
+            self.file = Arc::new(file.map_err(LogError::io("making anew", &self.path))?);
+            return Ok(Some(0));
+        }
+        Ok((found.len() < self.length).then_some(found.len()))
     }
 
     /// Asks for blocks of the disk from the end of the file up to `end`; see [`allocate`].
@@ -326,6 +338,22 @@ impl ReadFile {
             }
             self.source = Source::open(&self.path)?;
         }
+        let read = self.read_source(offset, length, io)?;
+        if let (Source::Plain(file), Fetched::Bytes(bytes)) = (&self.source, &read)
+            && bytes.is_empty()
+            && file.metadata().is_ok_and(|file| file.nlink() == 0)
+        {
+            // It was deleted since it was opened; what its writer wrote since is in another.
+            if io == Io::CachedOnly {
+                return Ok(Fetched::WouldBlock);
+            }
+            self.source = Source::open(&self.path)?;
+            return self.read_source(offset, length, io);
+        }
+        Ok(read)
+    }
+
+    fn read_source(&mut self, offset: u64, length: usize, io: Io) -> Result<Fetched, LogError> {
         let file = match &mut self.source {
             Source::None => return Ok(Fetched::Bytes(Bytes::new())),
             Source::Compressed(file) => return file.read(offset, length, io),
@@ -392,8 +420,6 @@ pub(crate) fn end_of_line(bytes: &[u8], count: u64) -> Result<usize, u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
-
     use super::*;
 
     #[test]

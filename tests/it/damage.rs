@@ -2,6 +2,7 @@
 
 mod folders;
 mod fuzz;
+mod shortened;
 
 use std::fs;
 use std::io::Write;

@@ -111,7 +111,7 @@ fn cuts() -> impl Strategy<Value = Cuts> {
             let [lines, offset, more_lines, more_bytes] = numbers.map(u64::from);
             let begin = Place { lines, offset };
             let end = Place { lines: lines + more_lines, offset: offset + more_bytes };
-            cuts.take(Cut { stream, begin, end });
+            cuts.take(Cut { stream, begin, end, by_others: lines % 2 == 0 });
         }
         cuts
     })

@@ -25,7 +25,8 @@ fn cut_record() -> RunRecord {
     let mut record = record();
     for stream in Stream::BOTH {
         let begin = Place { lines: 3, offset: 90 };
-        record.cuts.take(Cut { stream, begin, end: Place { lines: 7, offset: 500 } });
+        let (end, by_others) = (Place { lines: 7, offset: 500 }, stream == Stream::Stderr);
+        record.cuts.take(Cut { stream, begin, end, by_others });
     }
     record
 }

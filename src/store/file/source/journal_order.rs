@@ -385,13 +385,7 @@ impl JournalOrder {
         });
         let end = (after.lines.min(cut.end.lines), after.line_start.min(cut.end.offset));
         let lost = self.given_up[stream.index()].get_or_insert(Lost {
-            gap: Gap {
-                stream,
-                after: LineNumber(begin.lines),
-                lines: 0,
-                bytes: 0,
-                reason: GapReason::RunSizeCap,
-            },
+            gap: Gap { stream, after: LineNumber(begin.lines), lines: 0, bytes: 0, reason: cut.reason() },
             fresh: 0,
             behind: end,
             is_rest: begin.lines > cut.begin.lines && overtaken.is_some(),

@@ -179,7 +179,7 @@ impl Middle {
         let end = Place { lines: after.lines, offset: after.line_start };
         let lost_before = after.dropped_lines - before.dropped_lines;
         CutFurther {
-            cut: Cut { stream, begin: self.begin[stream.index()], end },
+            cut: Cut { stream, begin: self.begin[stream.index()], end, by_others: false },
             lines: after.lines - before.lines - lost_before,
             bytes: after.line_start - before.line_start,
         }
@@ -272,7 +272,7 @@ impl WriterHalf {
         Ok(None)
     }
 
-    fn tell_of_cut(&mut self, further: &CutFurther) -> Result<(), LogError> {
+    pub(super) fn tell_of_cut(&mut self, further: &CutFurther) -> Result<(), LogError> {
         let Some(files) = &mut self.files else { return Ok(()) };
         self.written.journal = files.journal.append_cut(further)?;
         self.written.give_up(further);

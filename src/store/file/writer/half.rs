@@ -40,6 +40,8 @@ pub(super) struct WriterHalf {
     pub(super) open: Option<OpenMark>,
     pub(super) unwritten: VecDeque<Arrival>,
     last_write: UnixMicros,
+    /// When it was last looked whether each log is as long as it was written.
+    pub(super) looked: [UnixMicros; 2],
     pub(super) holes: [Option<Hole>; 2],
     /// Holes that were closed and not published yet.
     pub(super) gaps: Vec<GapAt>,
@@ -72,6 +74,7 @@ impl WriterHalf {
             open: None,
             unwritten: VecDeque::new(),
             last_write: UnixMicros::default(),
+            looked: [UnixMicros::default(); 2],
             holes: [None; 2],
             gaps: Vec::new(),
             cuts: Cuts::default(),
@@ -96,6 +99,7 @@ impl WriterHalf {
     }
 
     pub(super) fn append(&mut self, stream: Stream, bytes: &[u8], now: UnixMicros) -> Result<(), LogError> {
+        self.look_if_due(stream, now);
         if self.holes[stream.index()].is_some() {
             self.append_behind_hole(stream, bytes, now);
             return Ok(());

@@ -6,6 +6,7 @@ mod cap;
 mod files;
 mod half;
 mod hole;
+mod shortened;
 #[cfg(test)]
 mod tests;
 
@@ -188,6 +189,7 @@ impl OwnRun {
     /// Ends the run: syncs its logs, writes the journal's end and `metadata.json`, and tells the readers.
     pub(crate) fn finish(&self, end: RunEnd) -> Result<JobMetadata, LogError> {
         let mut half = self.half();
+        half.look_for_what_was_taken();
         half.close_holes();
         half.write_last_marks();
         half.punch_what_is_told();

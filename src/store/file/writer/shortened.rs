@@ -1,0 +1,114 @@
+//! A log from whose end somebody else takes something while its run goes on: `> stdout.log` because the disk is full,
+//! `logrotate` with `copytruncate`, `rm`. What was taken becomes a cut, as if it had been given up, and what is written
+//! next stands where it would have stood. So no line gets the place or the number of another.
+
+use std::path::Path;
+
+use super::half::{MERGE_MICROS, WriterHalf};
+use super::hole::Hole;
+use crate::error::LogError;
+use crate::index::progress::Progress;
+use crate::journal::{Cut, CutFurther, Place, Record};
+use crate::line::{Stream, UnixMicros};
+use crate::logfile::{Io, ReadFile};
+use crate::run::GapReason;
+use crate::store::file::marks::{Entry, JournalReader};
+
+impl WriterHalf {
+    /// Looks whether a log is as long as it was written, unless that was done a moment ago: a line after a silence never
+    /// gets to a wrong place, and a flood of lines costs a look a millisecond.
+    pub(super) fn look_if_due(&mut self, stream: Stream, now: UnixMicros) {
+        let before = &mut self.looked[stream.index()];
+        if now < *before || now.0 - before.0 >= MERGE_MICROS {
+            *before = now;
+            self.look(stream, now);
+        }
+    }
+
+    /// The same of both logs, at once.
+    pub(super) fn look_for_what_was_taken(&mut self) {
+        let now = UnixMicros::now();
+        Stream::BOTH.into_iter().for_each(|stream| self.look(stream, now));
+    }
+
+    fn look(&mut self, stream: Stream, now: UnixMicros) {
+        // While a hole is open, the log ends where it began. A run with a cap has cuts of its own, which no other joins.
+        if self.holes[stream.index()].is_some() || self.cap.is_some() {
+            return;
+        }
+        let Some(files) = &mut self.files else { return };
+        let taken = match files.logs[stream.index()].shortened() {
+            Ok(None) => return,
+            Ok(Some(length)) => self.cut_from(stream, length, now),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = taken {
+            tracing::debug!(%error, %stream, "what was taken from a log is not told of yet");
+        }
+    }
+
+    /// Gives up what stands behind the last mark that ends within the first `length` bytes of a log, and brings the log
+    /// back to the length that it had.
+    fn cut_from(&mut self, stream: Stream, length: u64, now: UnixMicros) -> Result<(), LogError> {
+        self.write_marks();
+        let Some(files) = self.files.as_ref().filter(|_| self.unwritten.is_empty()) else { return Ok(()) };
+        let path = files.logs[stream.index()].path().to_owned();
+        let known = self.cuts.of(stream);
+        let target = known.map_or(length, |cut| length.min(cut.begin.offset));
+        let begin = last_place(files.journal.path(), stream, target, self.written.journal)?;
+        let (from, to) = (*begin.of(stream), *self.progress.of(stream));
+        tracing::warn!(path = %path.display(), length, written = to.bytes, "somebody else made the log of a run shorter; what is missing is counted");
+        if to.line_start > from.line_start {
+            let cut = Cut {
+                stream,
+                begin: Place { lines: from.lines, offset: from.line_start },
+                end: Place { lines: to.lines, offset: to.line_start },
+                by_others: true,
+            };
+            let lost_before = to.dropped_lines - from.dropped_lines;
+            let given_up_before = known.map_or(0, |cut| cut.bytes());
+            self.tell_of_cut(&CutFurther {
+                cut,
+                lines: cut.lines() - lost_before,
+                bytes: cut.bytes() - given_up_before,
+            })?;
+        }
+        let unterminated = to.unterminated();
+        if unterminated > 0 {
+            self.holes[stream.index()] =
+                Some(Hole { reason: GapReason::Corrupt, ..Hole::new(unterminated, now) });
+        }
+        let Some(files) = &mut self.files else { return Ok(()) };
+        let log = &mut files.logs[stream.index()];
+        if to.line_start == 0 {
+            return log.cut(0);
+        }
+        // The place behind a cut is known by the end of the line before it.
+        log.cut(to.line_start - 1)?;
+        log.append(b"\n").or_else(|_| log.cut(to.line_start))?;
+        if files.syncs {
+            // After a power cut, what was taken must not look like what the power cut took.
+            files.journal.sync()?;
+        }
+        Ok(())
+    }
+}
+
+/// The run behind the last record of a journal with which a stream has not come farther than `offset`.
+fn last_place(journal: &Path, stream: Stream, offset: u64, journal_end: u64) -> Result<Progress, LogError> {
+    let mut journal = JournalReader::new(ReadFile::open_when_there(journal)?);
+    let mut at = Progress::start(UnixMicros::default(), 0);
+    while at.journal < journal_end
+        && let Entry::Record(record, behind) = journal.at(at.journal, Io::MayBlock)?
+    {
+        let mut after = at;
+        if let Record::Arrival(arrival) = record
+            && (!after.advance(&arrival) || after.of(stream).line_start > offset)
+        {
+            break;
+        }
+        after.journal = behind;
+        at = after;
+    }
+    Ok(at)
+}
