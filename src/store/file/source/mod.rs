@@ -35,6 +35,8 @@ pub(crate) struct FileSource {
     cuts: Arc<CutWatch>,
     /// Set when the store is being closed.
     closed: Arc<AtomicBool>,
+    /// Whether it was said that a log does not hold what was written to it.
+    said_missing: bool,
 }
 
 /// Where the order of lines comes from.
@@ -73,6 +75,7 @@ impl FileSource {
             index,
             cuts: Arc::new(CutWatch::new(Arc::clone(&run))),
             closed,
+            said_missing: false,
             run,
         };
         source.position = LineNumber(position);
@@ -174,7 +177,10 @@ impl FileSource {
             return Some(Step::Event(ReadEvent::End(ReadEnd::Evicted(stone))));
         }
         let gap = Gap { stream, after: LineNumber(reader.line()), lines, bytes, reason: GapReason::Corrupt };
-        tracing::error!(run = %self.run.id, %stream, lines, "a log file does not hold what was written to it");
+        if !std::mem::replace(&mut self.said_missing, true) {
+            let (path, offset) = (self.run.folder.log(stream), reader.offset());
+            tracing::error!(path = %path.display(), offset, lines, "a log does not hold what was written to it; `databuild index check --deep` says where");
+        }
         reader.jump(end.0, end.1);
         self.position = self.position.plus(lines);
         Some(Step::Event(ReadEvent::Gap { gap, next: self.position }))
