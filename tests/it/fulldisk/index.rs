@@ -1,12 +1,16 @@
 //! What needs the index when its disk is full: evicting above all, which is what makes room.
 
+use rustix::process::Signal;
+
 use super::*;
+
+const RUNS: [&str; 5] = ["1", "2", "3", "4", "5"];
 
 /// Five runs of 600 kB that the index knows, `1` the oldest, and nothing that would evict one of them by itself.
 fn five_runs() -> (Databuild, SmallDisk) {
     let databuild = no_floor().with("DATABUILD_LOG_TTL_DAYS", "0").with("DATABUILD_LOG_MAX_SIZE_GB", "0");
     let disk = SmallDisk::at(databuild.home.path().join("logs"), 8);
-    for run in ["1", "2", "3", "4", "5"] {
+    for run in RUNS {
         let script = "yes this line is printed over and over again | head -c 600000";
         databuild.run(&["run", "--quiet", "--id", run, "--", "sh", "-c", script]).code(0);
     }
@@ -19,6 +23,14 @@ fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
+}
+
+#[track_caller]
+fn assert_evicted(databuild: &Databuild, runs: &[&str], what: &str) {
+    let store = open(databuild);
+    for run in runs {
+        assert!(matches!(store.run(&run.parse().unwrap()), Err(LogError::Evicted(_))), "{run}, {what}");
+    }
 }
 
 fn serve(databuild: &Databuild) -> (Running, Databuild) {
@@ -47,10 +59,10 @@ fn evicting_by_request_frees_a_disk_that_is_full_to_the_brim() {
             assert!(disk.free() >= 500_000, "{} bytes are free, {what}", disk.free());
             assert_eq!(names(&disk.at.join("trash")), [""; 0], "{what}");
             let left = names(&disk.at.join("job_runs"));
-            assert_eq!(left, ["1", "2", "3", "4", "5"][evicted..], "{what}");
-            asking.run(&["logs", "1"]).says("was evicted at");
+            assert_eq!(left, RUNS[evicted..], "{what}");
             drop(serving);
             disk.make_room();
+            assert_evicted(&databuild, &RUNS[..evicted], &what);
             databuild.run(&["index", "check", "--deep"]).code(0);
         }
     }
@@ -72,7 +84,7 @@ fn an_eviction_that_the_index_can_not_hear_of_is_told_and_finished_by_the_next()
         if done.code == Some(0) {
             let report: GcReport = serde_json::from_str(done.text()).unwrap();
             let told: Vec<_> = report.evicted.iter().map(|run| run.id.as_str()).collect();
-            assert_eq!(told, ["1", "2", "3", "4", "5"][..5 - left.len()], "{what}");
+            assert_eq!(told, RUNS[..5 - left.len()], "{what}");
             if report.unfinished.is_some() {
                 unfinished += 1;
                 let note = done.stderr.lines().find(|line| line.starts_with("databuild: "));
@@ -96,15 +108,66 @@ fn an_eviction_that_the_index_can_not_hear_of_is_told_and_finished_by_the_next()
             }
         }
         assert_eq!(names(&disk.at.join("trash")), [""; 0], "{what}");
-        let store = open(&databuild);
-        for run in ["1", "2", "3", "4", "5"] {
-            assert!(matches!(store.run(&run.parse().unwrap()), Err(LogError::Evicted(_))), "{run}, {what}");
-        }
-        drop(store);
+        assert_evicted(&databuild, &RUNS, &what);
         databuild.run(&["index", "check", "--deep"]).code(0);
         if !injected {
             break;
         }
     }
     assert!(unfinished >= 2, "{unfinished}");
+}
+
+/// The file in the run's folder is what counts, and that takes no room.
+#[test]
+fn a_pin_set_on_a_full_disk_holds_whatever_the_index_can_hear_of_it() {
+    let (databuild, disk) = five_runs();
+    let (service, asking) = serve(&databuild);
+    disk.fill();
+    for run in RUNS {
+        asking.run(&["runs", "pin", run]).code(0);
+    }
+    assert!(service.stderr().contains("the index hears later of a pin"), "{}", service.stderr());
+    let done = asking.run(&["gc", "--max-size", "1", "--keep-last", "0"]).code(0).says("it is pinned");
+    assert_eq!(names(&disk.at.join("job_runs")), RUNS, "{done:?}");
+    for run in RUNS {
+        asking.run(&["runs", "unpin", run]).code(0);
+        assert!(!run_folder(&databuild, run).join("pinned").exists());
+    }
+    asking.run(&["runs", "pin", "3"]).code(0);
+    service.signal(Signal::TERM);
+    let done = service.done();
+    assert!(!done.stderr.contains(WORDS_OF_THE_DATABASE), "{}", done.stderr);
+    disk.make_room();
+    databuild.run(&["index", "check", "--repair"]).code(0);
+    databuild.run(&["gc", "--max-size", "1", "--keep-last", "0"]).code(0);
+    assert_eq!(names(&disk.at.join("job_runs")), ["3"]);
+}
+
+/// A run that ends on a full disk is one that the index can't take, however often that is tried.
+#[test]
+fn a_service_that_ends_on_a_full_disk_says_so_in_words_that_tell_why() {
+    let (databuild, disk) = five_runs();
+    let (service, _) = serve(&databuild);
+    let jobs: Vec<_> = (0..40)
+        .map(|job| {
+            let id = format!("job-{job}");
+            let args = ["run", "--quiet", "--id", &id, "--", "sh", "-c", "cat"];
+            let mut child = databuild.command(&args).stdin(Stdio::piped()).spawn().unwrap();
+            until(|| run_folder(&databuild, &id).exists(), || "the run does not begin".to_owned());
+            (child.stdin.take().unwrap(), Running::new(child))
+        })
+        .collect();
+    disk.fill();
+    for (mut input, job) in jobs {
+        input.write_all(line(1).as_bytes()).unwrap();
+        drop(input);
+        job.done().code(0);
+        disk.fill();
+    }
+    service.wait_for("the index can't be written");
+    disk.fill();
+    service.signal(Signal::TERM);
+    let done = service.done();
+    assert!(!done.stderr.contains(WORDS_OF_THE_DATABASE), "{}", done.stderr);
+    assert!(done.stderr.contains("No space left on device"), "{}", done.stderr);
 }
