@@ -117,6 +117,37 @@ fn an_eviction_that_the_index_can_not_hear_of_is_told_and_finished_by_the_next()
     assert!(unfinished >= 2, "{unfinished}");
 }
 
+/// Somebody has the files of the evicted run open, so that removing them makes no room.
+#[test]
+fn what_a_service_can_not_tell_its_index_stays_evicted_and_takes_no_other_run_with_it() {
+    let (databuild, disk) = five_runs();
+    let folder = run_folder(&databuild, "1");
+    let held: Vec<_> = names(&folder).iter().map(|name| fs::File::open(folder.join(name)).unwrap()).collect();
+    let (_service, asking) = serve(&databuild);
+    thread::sleep(Duration::from_secs(1));
+    disk.fill();
+    let gc = |expected: &[&str]| {
+        let gc = ["gc", "--older-than", "1s", "--keep-last", "4", "-o", "json"];
+        let report: GcReport = serde_json::from_str(asking.run(&gc).code(0).text()).unwrap();
+        assert_eq!(report.evicted.iter().map(|run| run.id.as_str()).collect::<Vec<_>>(), expected);
+        assert_eq!(report.kept, []);
+        assert_eq!(names(&disk.at.join("job_runs")), RUNS[1..]);
+        asking.run(&["logs", "1"]).says("was evicted at");
+        report
+    };
+    let first = gc(&["1"]);
+    let why = first.unfinished.expect("the index has no room");
+    assert!(why.contains("No space left on device"), "{why}");
+    assert!(gc(&[]).unfinished.is_some());
+    let size = first.bytes_after + 100_000;
+    let done = asking.run(&["gc", "--max-size", &size.to_string(), "-o", "json"]).code(0);
+    let report: GcReport = serde_json::from_str(done.text()).unwrap();
+    assert_eq!(report.evicted, [], "what is gone does not count: {report:?}");
+    drop(held);
+    assert_eq!(gc(&[]).unfinished, None);
+    assert_eq!(names(&disk.at.join("trash")), [""; 0]);
+}
+
 /// The file in the run's folder is what counts, and that takes no room.
 #[test]
 fn a_pin_set_on_a_full_disk_holds_whatever_the_index_can_hear_of_it() {
