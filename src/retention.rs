@@ -146,6 +146,10 @@ pub struct GcReport {
     pub more: bool,
     /// Bytes that everything under the log folder takes up on disk after that.
     pub bytes_after: u64,
+    /// Why it was not done to its end, if it was not. The runs above are evicted all the same, and what the index has
+    /// not heard of them it hears later: from the next call, and within a minute from a service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unfinished: Option<String>,
 }
 
 impl GcReport {

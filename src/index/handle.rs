@@ -58,12 +58,8 @@ impl Guarded {
         self.0.as_ref()
     }
 
-    fn close(mut self) -> Result<(), String> {
-        let Some(database) = self.0.take() else { return Ok(()) };
-        match catch_unwind(AssertUnwindSafe(|| database.close())) {
-            Ok(closed) => closed.map_err(|error| error.to_string()),
-            Err(_) => Err(GAVE_UP.to_owned()),
-        }
+    fn close(mut self) -> Result<(), Failure> {
+        self.0.take().map_or(Ok(()), |database| caught(|| Ok(database.close()?)))
     }
 }
 
@@ -77,8 +73,8 @@ impl Drop for Guarded {
 /// What is wrong with a database that failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Ailment {
-    /// It refuses everything since an error of the disk: the same file is opened again.
-    Stuck,
+    /// It refuses everything since this error of the disk: the same file is opened again.
+    Stuck(String),
     /// It is not what it was: it is moved aside.
     Damaged(String),
 }
@@ -87,6 +83,8 @@ enum Ailment {
 pub(super) enum Failure {
     Database(redb::Error),
     Damaged(Damaged),
+    /// The database panicked, as it does on damaged pages.
+    GaveUp,
 }
 
 impl<E: Into<redb::Error>> From<E> for Failure {
@@ -102,15 +100,22 @@ pub(super) fn damaged(error: Damaged) -> Failure {
 impl Failure {
     pub(super) fn describe(&self) -> String {
         match self {
+            // Its own words tell who uses it in a program what to do.
+            Self::Database(redb::Error::PreviousIo) => {
+                "the disk refused an earlier write; it is tried again".to_owned()
+            }
             Self::Database(error) => error.to_string(),
             Self::Damaged(damaged) => damaged.to_string(),
+            Self::GaveUp => GAVE_UP.to_owned(),
         }
     }
 
     fn ailment(&self) -> Option<Ailment> {
         match self {
-            Self::Database(redb::Error::Io(error)) if !is_damage(error.kind()) => Some(Ailment::Stuck),
-            Self::Database(redb::Error::PreviousIo) => Some(Ailment::Stuck),
+            Self::Database(redb::Error::Io(error)) if !is_damage(error.kind()) => {
+                Some(Ailment::Stuck(error.to_string()))
+            }
+            Self::Database(redb::Error::PreviousIo) => Some(Ailment::Stuck(self.describe())),
             // What this program does wrong is not the file's fault.
             Self::Database(redb::Error::ValueTooLarge(_)) => None,
             failure => Some(Ailment::Damaged(failure.describe())),
@@ -158,10 +163,16 @@ impl Index {
     /// is closed.
     pub(crate) fn close(&self) -> Result<(), LogError> {
         let is_small = fs::metadata(&self.path).is_ok_and(|file| file.len() <= COMPACTED_ON_CLOSE);
+        let was_well = self.ailment().is_none();
         if is_small && let Err(error) = self.compact() {
             tracing::debug!(%error, "the index is closed as large as it is");
         }
-        self.close_as_large_as_it_is()
+        let only_stays_large = was_well && matches!(*self.ailment(), Some(Ailment::Stuck(_)));
+        match self.close_as_large_as_it_is() {
+            // All that was to be written is.
+            Err(_) if only_stays_large => Ok(()),
+            closed => closed,
+        }
     }
 
     /// Closes the database cleanly.
@@ -170,7 +181,7 @@ impl Index {
         held.closed = true;
         let closed = held.database.take().map_or(Ok(()), Guarded::close);
         held.lock = None;
-        closed.map_err(|detail| self.error(detail))
+        closed.map_err(|failure| self.failed(&failure))
     }
 
     /// Gives back to the file system what is not used. Gives whether there was anything.
@@ -178,10 +189,7 @@ impl Index {
         let mut held = self.held_alone();
         let database = held.database.as_mut().and_then(|database| database.0.as_mut());
         let Some(database) = database else { return Err(LogError::Closed) };
-        match catch_unwind(AssertUnwindSafe(|| database.compact())) {
-            Ok(compacted) => compacted.map_err(|error| self.error(error.to_string())),
-            Err(_) => Err(self.error(GAVE_UP.to_owned())),
-        }
+        caught(|| Ok(database.compact()?)).map_err(|failure| self.failed(&failure))
     }
 
     /// Looks at every page of the database: whether each is what was written. What redb can mend it mends.
@@ -189,10 +197,7 @@ impl Index {
         let mut held = self.held_alone();
         let database = held.database.as_mut().and_then(|database| database.0.as_mut());
         let Some(database) = database else { return Err(LogError::Closed) };
-        match catch_unwind(AssertUnwindSafe(|| database.check_integrity())) {
-            Ok(sound) => sound.map_err(|error| self.error(error.to_string())),
-            Err(_) => Err(self.error(GAVE_UP.to_owned())),
-        }
+        caught(|| Ok(database.check_integrity()?)).map_err(|failure| self.failed(&failure))
     }
 
     fn held_alone(&self) -> RwLockWriteGuard<'_, Held> {
@@ -207,31 +212,38 @@ impl Index {
         LogError::Index { path: self.path.clone(), detail }
     }
 
-    /// Runs `action` on the database. It can panic on damaged pages; that stays here.
+    /// Runs `action` on the database.
     pub(super) fn guarded<T>(
         &self,
         action: impl FnOnce(&Database) -> Result<T, Failure>,
     ) -> Result<T, LogError> {
         let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
         let Some(database) = held.database.as_ref().and_then(Guarded::get) else {
-            return Err(if held.closed {
-                LogError::Closed
-            } else {
-                self.error("is being made anew".to_owned())
+            return Err(match &*self.ailment() {
+                _ if held.closed => LogError::Closed,
+                Some(Ailment::Stuck(why)) => {
+                    self.error(format!("is to be opened again after an error: {why}"))
+                }
+                _ => self.error("is being made anew".to_owned()),
             });
         };
-        let (ailment, detail) = match catch_unwind(AssertUnwindSafe(|| action(database))) {
-            Ok(Ok(value)) => return Ok(value),
-            Ok(Err(failure)) => (failure.ailment(), failure.describe()),
-            Err(_) => (Some(Ailment::Damaged(GAVE_UP.to_owned())), GAVE_UP.to_owned()),
-        };
-        if let Some(found) = ailment {
-            let mut ailment = self.ailment();
-            if !matches!(*ailment, Some(Ailment::Damaged(_))) {
-                *ailment = Some(found);
-            }
+        caught(|| action(database)).map_err(|failure| self.failed(&failure))
+    }
+
+    /// Notes what a failure says of the database, and gives what to tell of it. What is refused because of an earlier
+    /// error is told with that one.
+    fn failed(&self, failure: &Failure) -> LogError {
+        let mut ailment = self.ailment();
+        if let (Failure::Database(redb::Error::PreviousIo), Some(Ailment::Stuck(why))) = (failure, &*ailment)
+        {
+            return self.error(format!("the disk refused an earlier write: {why}"));
         }
-        Err(self.error(detail))
+        if let Some(found) = failure.ailment()
+            && !matches!(*ailment, Some(Ailment::Damaged(_)))
+        {
+            *ailment = Some(found);
+        }
+        self.error(failure.describe())
     }
 
     pub(super) fn read<T>(
@@ -282,7 +294,7 @@ impl Index {
         }
         let mut why = match ailment {
             Ailment::Damaged(why) => Some(why.clone()),
-            Ailment::Stuck => None,
+            Ailment::Stuck(_) => None,
         };
         if why.is_none() {
             match open_existing(&self.path) {
@@ -316,6 +328,11 @@ impl Index {
     }
 }
 
+/// What a call of the database gives. It can panic on damaged pages; that stays here.
+fn caught<T>(call: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    catch_unwind(AssertUnwindSafe(call)).unwrap_or(Err(Failure::GaveUp))
+}
+
 /// How many indexes that were moved aside are kept.
 const KEPT_ASIDE: usize = 3;
 
@@ -336,7 +353,7 @@ fn write<T>(
 /// What a damaged database still tells of evicted runs.
 fn tombstones_of(database: &Database) -> Vec<Tombstone> {
     let look = || -> Result<Vec<Tombstone>, Failure> { super::lookup::tombstones(&database.begin_read()?) };
-    catch_unwind(AssertUnwindSafe(look)).ok().and_then(Result::ok).unwrap_or_default()
+    caught(look).unwrap_or_default()
 }
 
 /// Whether there is a file that may be a database.
@@ -372,10 +389,7 @@ pub(super) fn check(database: &impl ReadableDatabase) -> Result<(), String> {
         let format = meta.get(schema::FORMAT)?.map(|value| value.value().to_vec());
         Ok((format, meta.get(schema::COMPLETE)?.is_some()))
     };
-    let (format, complete) = match catch_unwind(AssertUnwindSafe(look)) {
-        Ok(found) => found.map_err(|failure| failure.describe())?,
-        Err(_) => return Err(GAVE_UP.to_owned()),
-    };
+    let (format, complete) = caught(look).map_err(|failure| failure.describe())?;
     if format.as_deref() != Some(&FORMAT_VERSION.to_le_bytes()) {
         return Err(format!("is of format {format:?}, this program writes {FORMAT_VERSION}"));
     }
@@ -431,7 +445,7 @@ pub(super) fn with_builder<T>(
         Ok(Err(DatabaseError::Storage(StorageError::Io(error)))) if !is_damage(error.kind()) => {
             Err(LogError::io("opening", path)(error))
         }
-        Ok(Err(error)) => Err(LogError::Index { path, detail: error.to_string() }),
+        Ok(Err(error)) => Err(LogError::Index { path, detail: Failure::from(error).describe() }),
         Err(_) => Err(LogError::Index { path, detail: GAVE_UP.to_owned() }),
     }
 }

@@ -2,6 +2,8 @@
 //! writing goes on when there is room again. File systems here are real ones that are filled to the brim, and the
 //! system's calls are made to fail one after the other. Needs root, to mount, and `strace`.
 
+mod index;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
@@ -13,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use databuild_logs::{
     Client, ClientEnd, ClientEvent, Completion, Exit, FileLogStore, FileStoreOptions, Gap, GapReason,
-    JobMetadata, LogQuery, LogStore, ReadEnd, ReadEvent, ReadOptions, RunState, StateKind, Stream, View,
+    GcReport, JobMetadata, LogError, LogQuery, LogStore, ReadEnd, ReadEvent, ReadOptions, RunState,
+    StateKind, Stream, View,
 };
 use futures_util::StreamExt;
 

@@ -41,6 +41,9 @@ pub(crate) fn run(args: &GcArgs, settings: &Settings) -> Result<ExitCode, Failur
     for run in &report.kept {
         note(format_args!("databuild: run {} stays: {}", run.id, run.why));
     }
+    if let Some(why) = &report.unfinished {
+        note(format_args!("databuild: {why}"));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -70,8 +73,16 @@ async fn evict(request: &GcRequest, settings: &Settings) -> Result<GcReport, Fai
         let request = with_policy(request, options.retention);
         let store = open_for_service(&dir, FileStoreOptions { retention: RetentionPolicy::OFF, ..options })?;
         let report = of_store(&store, &request);
-        store.close()?;
-        report
+        let closed = store.close();
+        let mut report = report?;
+        match closed {
+            // What is gone is told.
+            Err(error) if !report.evicted.is_empty() => {
+                report.unfinished.get_or_insert_with(|| error.to_string());
+            }
+            closed => closed?,
+        }
+        Ok(report)
     });
     alone.await.map_err(|error| {
         let in_use = matches!(error, LogError::InUse { .. });
@@ -120,7 +131,7 @@ fn add(all: &mut GcReport, more: GcReport) {
             all.kept.push(kept);
         }
     }
-    (all.more, all.bytes_after) = (more.more, more.bytes_after);
+    (all.more, all.bytes_after, all.unfinished) = (more.more, more.bytes_after, more.unfinished);
 }
 
 fn print(out: &mut impl Write, report: &GcReport) -> io::Result<()> {

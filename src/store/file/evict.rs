@@ -5,6 +5,8 @@
 //! removed. On a full disk the logs are removed before the commit, which needs room itself. Whatever step a crash
 //! comes after, what is in the trash tells how to go on.
 
+mod trash;
+
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -12,8 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crate::error::LogError;
-use crate::index::{Changes, Index, Known, RunNumber};
-use crate::layout::{Disk, Layout, Removal, RunFolder, Trashed};
+use crate::index::{Index, RunNumber};
+use crate::layout::{Disk, Removal};
 use crate::line::UnixMicros;
 use crate::meter;
 use crate::retention::{
@@ -22,8 +24,10 @@ use crate::retention::{
 use crate::run::{JobRunId, Tombstone};
 use crate::store::file::commit::commit_all;
 use crate::store::file::live::LiveRun;
-use crate::store::file::reconcile::mend;
 use crate::store::file::shared::Shared;
+
+pub(crate) use trash::outstanding;
+use trash::remove;
 
 /// Runs that are evicted with one commit.
 const BATCH: usize = 256;
@@ -62,6 +66,14 @@ pub(crate) struct Turn {
     beside: Option<u64>,
 }
 
+impl Turn {
+    /// Passes over a run until somebody evicts the next time.
+    fn refuse_for_now(&mut self, number: RunNumber) {
+        self.refused.insert(number);
+        self.busy.push(number);
+    }
+}
+
 impl Default for Turn {
     fn default() -> Self {
         Self { trash: true, refused: HashSet::new(), busy: Vec::new(), in_vain: None, beside: None }
@@ -90,6 +102,10 @@ struct Victim {
     row: Candidate,
     reason: EvictionReason,
     stone: Tombstone,
+}
+
+fn heard_later(error: &LogError) -> String {
+    format!("the index hears later of what was evicted: {error}")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -168,19 +184,20 @@ impl Shared {
         let mut turn = lock(&self.evictions.turn);
         // Whoever asks may have mended what stood in the way.
         turn.refused.clear();
-        self.evict(index, &mut turn, order)
+        let begun_before = if order.dry_run { Ok(()) } else { self.finish_what_was_begun(index, &mut turn) };
+        let mut report = self.evict(index, &mut turn, order)?;
+        if let Err(error) = begun_before {
+            report.unfinished.get_or_insert_with(|| heard_later(&error));
+        }
+        Ok(report)
     }
 
     /// Evicts what the store's own policy says, and finishes what was begun before.
     pub(crate) fn keep_policy(&self) -> Result<(), LogError> {
         let index = self.index_to_evict()?;
         let mut turn = lock(&self.evictions.turn);
-        if std::mem::take(&mut turn.trash)
-            && let Err(error) = self.empty_trash(index)
-        {
-            turn.trash = true;
-            tracing::warn!(%error, "evictions that were cut short are finished later");
-        }
+        // What is still to be done is told there, and tried again the next time.
+        drop(self.finish_what_was_begun(index, &mut turn));
         let policy = self.options.retention;
         let order = Order { policy, to_free: 0, dry_run: false, at_most: MOST_EVICTED };
         while policy.is_on() && !self.is_closed() && self.evict(index, &mut turn, order)?.more {}
@@ -257,7 +274,7 @@ impl Shared {
         self.index.as_deref().ok_or(LogError::Unsupported { what })
     }
 
-    /// Evicts what there is to evict, a batch at a time.
+    /// Evicts what there is to evict. Once something is gone the answer is a report that names it, whatever fails then.
     fn evict(&self, index: &Index, turn: &mut Turn, order: Order) -> Result<GcReport, LogError> {
         let begun = Instant::now();
         let mut report = GcReport { dry_run: order.dry_run, ..GcReport::default() };
@@ -265,30 +282,56 @@ impl Shared {
             turn.refused.remove(&number);
         }
         let refused_before = turn.refused.clone();
+        let evicted = self.evict_in_batches(index, turn, order, &mut report);
+        match order.dry_run {
+            true => turn.refused = refused_before,
+            false => meter::gc_took(begun.elapsed()),
+        }
+        match evicted {
+            Err(error) if order.dry_run || report.evicted.is_empty() || matches!(error, LogError::Closed) => {
+                return Err(error);
+            }
+            Err(error) => {
+                report.unfinished.get_or_insert_with(|| error.to_string());
+            }
+            Ok(()) => {}
+        }
+        // Whoever is told to go on at once would run into the same.
+        report.more &= report.unfinished.is_none();
+        Ok(report)
+    }
+
+    fn evict_in_batches(
+        &self,
+        index: &Index,
+        turn: &mut Turn,
+        order: Order,
+        report: &mut GcReport,
+    ) -> Result<(), LogError> {
         let mut left = order;
-        let mut bytes = self.bytes_of_all(index, turn)?;
+        report.bytes_after = self.bytes_of_all(index, turn)?;
         loop {
             if self.is_closed() {
                 return Err(LogError::Closed);
             }
             left.at_most = (order.at_most - report.evicted.len()).min(BATCH);
-            let (planned, more) = self.planned(index, turn, left, bytes)?;
+            let (planned, more) = self.planned(index, turn, left, report.bytes_after)?;
             report.more = more;
             if planned.is_empty() {
-                break;
+                return Ok(());
             }
-            let victims = self.look_at(index, turn, planned, order, &mut report)?;
+            let victims = self.look_at(index, turn, planned, order, report)?;
             let gone = match order.dry_run {
                 true => victims,
-                false => self
-                    .carry_out(index, turn, victims, order, &mut report)
-                    .inspect_err(|_| turn.trash = true)?,
+                false => {
+                    self.carry_out(index, turn, victims, order, report).inspect_err(|_| turn.trash = true)?
+                }
             };
             if order.dry_run {
                 turn.refused.extend(gone.iter().map(|victim| victim.row.number));
             }
             for victim in gone {
-                bytes = bytes.saturating_sub(victim.row.bytes);
+                report.bytes_after = report.bytes_after.saturating_sub(victim.row.bytes);
                 left.to_free = left.to_free.saturating_sub(victim.row.bytes);
                 report.evicted.push(EvictedRun {
                     id: victim.stone.id,
@@ -299,12 +342,6 @@ impl Shared {
                 });
             }
         }
-        report.bytes_after = bytes;
-        match order.dry_run {
-            true => turn.refused = refused_before,
-            false => meter::gc_took(begun.elapsed()),
-        }
-        Ok(report)
     }
 
     fn planned(
@@ -348,12 +385,18 @@ impl Shared {
                 continue;
             };
             let id = record.run.id().clone();
+            if self.evictions.going(&id).is_some() {
+                // It is gone, and its row goes when the index can be written.
+                report.bytes_after = report.bytes_after.saturating_sub(row.bytes);
+                turn.refuse_for_now(row.number);
+                continue;
+            }
             let hindrance = match self.tracked(&id) {
                 Some(_) => {
                     turn.busy.push(row.number);
                     Some("its end is just being written")
                 }
-                None => self.hindrance(index, &id, row.number, order.dry_run)?,
+                None => self.hindrance(index, &id, row.number, order.dry_run),
             };
             if let Some(why) = hindrance {
                 turn.refused.insert(row.number);
@@ -373,23 +416,22 @@ impl Shared {
         id: &JobRunId,
         number: RunNumber,
         dry_run: bool,
-    ) -> Result<Option<&'static str>, LogError> {
+    ) -> Option<&'static str> {
         let folder = self.layout.run(id);
         if folder.is_there() {
             if !folder.is_pinned() {
-                return Ok(None);
+                return None;
             }
             if !dry_run {
-                let pins = vec![(number, true)];
-                index.commit(&Changes { pins, ..Changes::default() })?;
+                self.tell_of_pin(index, id, number, true);
             }
-            return Ok(Some("it is pinned"));
+            return Some("it is pinned");
         }
         if !dry_run {
             // There is nothing that could be removed, and what is not there takes up nothing.
             self.forget_rows(number);
         }
-        Ok(Some("its folder is not there, or is a link"))
+        Some("its folder is not there, or is a link")
     }
 
     /// Evicts runs, and gives those that are gone.
@@ -421,48 +463,30 @@ impl Shared {
         }
         let rows: Vec<_> =
             gone.iter().map(|(victim, _)| (Some(victim.row.number), victim.stone.clone())).collect();
-        self.commit_evicted(index, &rows)?;
+        let committed = self.commit_evicted(index, &rows, gone.iter().map(|(_, folder)| folder));
+        match &committed {
+            Ok(()) => {}
+            Err(LogError::Closed) => return Err(LogError::Closed),
+            Err(error) => {
+                tracing::warn!(%error, "the index hears later of runs that are evicted");
+                turn.trash = true;
+                report.unfinished = Some(heard_later(error));
+            }
+        }
         let mut evicted = Vec::new();
         for (victim, folder) in gone {
-            lock(&self.evictions.going).remove(&victim.stone.id);
-            remove(&folder, Removal::Everything);
+            if committed.is_ok() {
+                lock(&self.evictions.going).remove(&victim.stone.id);
+                remove(&folder, Removal::Everything);
+            } else {
+                turn.refuse_for_now(victim.row.number);
+            }
             let Victim { row, reason, stone } = &victim;
             tracing::info!(run = %stone.id, bytes = row.bytes, why = %stone.reason, "a run is evicted");
             meter::evicted(reason.as_str(), 1, row.bytes);
             evicted.push(victim);
         }
         Ok(evicted)
-    }
-
-    /// Writes evictions to the index, and tries once more when that was only stuck. What can't be written is in the
-    /// trash, and is written when that is emptied.
-    fn commit_evicted(&self, index: &Index, rows: &[(Option<RunNumber>, Tombstone)]) -> Result<(), LogError> {
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let committed = index.evict(rows).or_else(|_| {
-            mend(self, index);
-            index.evict(rows)
-        });
-        meter::committed(committed.is_ok());
-        committed
-    }
-
-    /// Finishes evictions that were cut short.
-    fn empty_trash(&self, index: &Index) -> Result<(), LogError> {
-        let trash = self.layout.list_trash()?;
-        for batch in trash.chunks(BATCH) {
-            let mut rows = Vec::new();
-            for trashed in batch {
-                rows.extend(outstanding(index, &self.layout, trashed, &self.options.retention)?);
-            }
-            self.commit_evicted(index, &rows)?;
-            for trashed in batch {
-                lock(&self.evictions.going).remove(&trashed.id);
-                remove(&trashed.folder, Removal::Everything);
-            }
-        }
-        Ok(())
     }
 
     /// Bytes that everything under the log folder takes up.
@@ -480,38 +504,6 @@ impl Shared {
             .map(|tracked| tracked.run().folder.live_bytes())
             .sum();
         live + fs::metadata(self.layout.index()).map_or(0, |file| file.blocks() * 512)
-    }
-}
-
-/// What the index still has to hear of an eviction that was cut short, if anything.
-pub(crate) fn outstanding(
-    index: &Index,
-    layout: &Layout,
-    trashed: &Trashed,
-    policy: &RetentionPolicy,
-) -> Result<Option<(Option<RunNumber>, Tombstone)>, LogError> {
-    let (number, run) = match index.find(&trashed.id)? {
-        // It may be another run, begun since.
-        Some(Known::Run(..)) if layout.run(&trashed.id).is_there() => return Ok(None),
-        Some(Known::Run(number, record)) => (Some(number), Some(record.run)),
-        Some(Known::Evicted(stone)) if stone.evicted_at >= trashed.at => return Ok(None),
-        Some(Known::Evicted(_)) | None => (None, trashed.folder.read_metadata().ok().flatten()),
-    };
-    let Some(run) = run else { return Ok(None) };
-    let reason = EvictionReason::from_word(&trashed.reason);
-    let reason = reason.map_or(trashed.reason.clone(), |reason| reason.under(policy));
-    tracing::info!(run = %trashed.id, "an eviction that was cut short is finished");
-    Ok(Some((number, Tombstone::of(&run, trashed.at, reason))))
-}
-
-/// Removes what is ours of an evicted run. What can't be removed stays in the trash, and is tried again.
-fn remove(folder: &RunFolder, removal: Removal) {
-    match folder.remove_own_files(removal) {
-        Ok(foreign) if foreign.is_empty() || removal == Removal::LogsOnly => {}
-        Ok(foreign) => {
-            tracing::warn!(path = %folder.path().display(), ?foreign, "what others put into the folder of an evicted run stays there");
-        }
-        Err(error) => tracing::warn!(%error, "what is left of an evicted run can't be removed yet"),
     }
 }
 

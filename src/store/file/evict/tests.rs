@@ -1,6 +1,7 @@
 //! Runs whose turn it is and that can't go.
 
 use super::*;
+use crate::index::Known;
 use crate::run::{Exit, RunSpec};
 use crate::store::file::adopt::ForeignRun;
 use crate::store::file::shared::Tracked;

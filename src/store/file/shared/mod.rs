@@ -228,7 +228,7 @@ impl Shared {
             None => None,
         };
         let id = spec.id.clone();
-        if let Some(Known::Evicted(_)) = known {
+        if matches!(known, Some(Known::Evicted(_))) || self.evictions.going(&id).is_some() {
             return Err(LogError::AlreadyExists { id });
         }
         if !self.runs().starting.insert(id.clone()) {
@@ -295,8 +295,19 @@ impl Shared {
             // Its record may be on its way to the index just now, without that.
             (state.waiting.pin, state.waiting.dirty) = (true, true);
         }
-        let (Some(index), Some(number)) = (&self.index, run.number) else { return Ok(()) };
-        index.commit(&Changes { pins: vec![(number, pinned)], ..Changes::default() })
+        if let (Some(index), Some(number)) = (&self.index, run.number) {
+            self.tell_of_pin(index, id, number, pinned);
+        }
+        Ok(())
+    }
+
+    /// Writes to the index that a run is pinned or not any more. The file says so whatever becomes of that: what is not
+    /// written now is made up for once a day, and for a run in memory with its record.
+    pub(crate) fn tell_of_pin(&self, index: &Index, id: &JobRunId, number: RunNumber, pinned: bool) {
+        let told = index.commit(&Changes { pins: vec![(number, pinned)], ..Changes::default() });
+        if let Err(error) = told {
+            tracing::warn!(%error, run = %id, pinned, "the index hears later of a pin");
+        }
     }
 }
 

@@ -1,0 +1,116 @@
+//! What is in the trash: telling the index of it, and removing it.
+
+use crate::error::LogError;
+use crate::index::{Index, Known, RunNumber};
+use crate::layout::{Layout, Removal, RunFolder, Trashed};
+use crate::meter;
+use crate::retention::{EvictionReason, RetentionPolicy};
+use crate::run::{JobMetadata, Tombstone};
+use crate::store::file::reconcile::mend;
+use crate::store::file::shared::Shared;
+
+use super::{BATCH, Turn, lock};
+
+/// A row that leaves the index, if it has one of the run, and what takes its place.
+type Evicted = (Option<RunNumber>, Tombstone);
+
+impl Shared {
+    /// Writes evictions to the index. When that fails, the logs in these folders are removed first: on a full disk it
+    /// needs their room. Then it is tried once more. What can't be written is in the trash, and is written when that is
+    /// emptied.
+    pub(super) fn commit_evicted<'f>(
+        &self,
+        index: &Index,
+        rows: &[Evicted],
+        folders: impl Iterator<Item = &'f RunFolder>,
+    ) -> Result<(), LogError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let committed = index.evict(rows).or_else(|_| {
+            folders.for_each(|folder| remove(folder, Removal::LogsOnly));
+            mend(self, index);
+            index.evict(rows)
+        });
+        meter::committed(committed.is_ok());
+        committed
+    }
+
+    /// Finishes evictions that were cut short, if there may be any.
+    ///
+    /// # Errors
+    ///
+    /// Why not all of them: the others are tried again the next time.
+    pub(super) fn finish_what_was_begun(&self, index: &Index, turn: &mut Turn) -> Result<(), LogError> {
+        if !std::mem::take(&mut turn.trash) {
+            return Ok(());
+        }
+        self.empty_trash(index).inspect_err(|error| {
+            turn.trash = true;
+            tracing::warn!(%error, "evictions that were cut short are finished later");
+        })
+    }
+
+    fn empty_trash(&self, index: &Index) -> Result<(), LogError> {
+        let trash = self.layout.list_trash()?;
+        let mut failed = None;
+        for batch in trash.chunks(BATCH) {
+            let told = self.tell_of_trash(index, batch);
+            if told.is_ok() {
+                for trashed in batch {
+                    lock(&self.evictions.going).remove(&trashed.id);
+                    remove(&trashed.folder, Removal::Everything);
+                }
+            }
+            failed = told.err().or(failed);
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn tell_of_trash(&self, index: &Index, batch: &[Trashed]) -> Result<(), LogError> {
+        let mut rows = Vec::new();
+        for trashed in batch {
+            rows.extend(outstanding(index, &self.layout, trashed, &self.options.retention)?);
+        }
+        // As long as the index can't be written they are gone all the same.
+        rows.iter().for_each(|(_, stone)| self.evictions.hide(stone));
+        self.commit_evicted(index, &rows, batch.iter().map(|trashed| &trashed.folder))
+    }
+}
+
+/// What the index still has to hear of an eviction that was cut short, if anything.
+pub(crate) fn outstanding(
+    index: &Index,
+    layout: &Layout,
+    trashed: &Trashed,
+    policy: &RetentionPolicy,
+) -> Result<Option<Evicted>, LogError> {
+    let (number, run) = match index.find(&trashed.id)? {
+        // It may be another run, begun since.
+        Some(Known::Run(..)) if layout.run(&trashed.id).is_there() => return Ok(None),
+        Some(Known::Run(number, record)) => (Some(number), Some(record.run)),
+        Some(Known::Evicted(stone)) if stone.evicted_at >= trashed.at => return Ok(None),
+        Some(Known::Evicted(_)) | None => (None, trashed.folder.read_metadata().ok().flatten()),
+    };
+    let Some(run) = run else { return Ok(None) };
+    tracing::info!(run = %trashed.id, "an eviction that was cut short is finished");
+    Ok(Some((number, tombstone(trashed, &run, policy))))
+}
+
+/// What is left of a run in the trash.
+pub(crate) fn tombstone(trashed: &Trashed, run: &JobMetadata, policy: &RetentionPolicy) -> Tombstone {
+    let reason = EvictionReason::from_word(&trashed.reason);
+    let reason = reason.map_or(trashed.reason.clone(), |reason| reason.under(policy));
+    Tombstone::of(run, trashed.at, reason)
+}
+
+/// Removes what is ours of an evicted run. What can't be removed stays in the trash, and is tried again.
+pub(super) fn remove(folder: &RunFolder, removal: Removal) {
+    match folder.remove_own_files(removal) {
+        Ok(foreign) if foreign.is_empty() || removal == Removal::LogsOnly => {}
+        Ok(foreign) => {
+            tracing::warn!(path = %folder.path().display(), ?foreign, "what others put into the folder of an evicted run stays there");
+        }
+        Err(error) => tracing::warn!(%error, "what is left of an evicted run can't be removed yet"),
+    }
+}

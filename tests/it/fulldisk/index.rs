@@ -1,0 +1,204 @@
+//! What needs the index when its disk is full: evicting above all, which is what makes room.
+
+use rustix::process::Signal;
+
+use super::*;
+
+const RUNS: [&str; 5] = ["1", "2", "3", "4", "5"];
+
+/// Five runs of 600 kB that the index knows, `1` the oldest, and nothing that would evict one of them by itself.
+fn five_runs() -> (Databuild, SmallDisk) {
+    let databuild = no_floor().with("DATABUILD_LOG_TTL_DAYS", "0").with("DATABUILD_LOG_MAX_SIZE_GB", "0");
+    let disk = SmallDisk::at(databuild.home.path().join("logs"), 8);
+    for run in RUNS {
+        let script = "yes this line is printed over and over again | head -c 600000";
+        databuild.run(&["run", "--quiet", "--id", run, "--", "sh", "-c", script]).code(0);
+    }
+    databuild.run(&["gc", "--dry-run"]).code(0);
+    (databuild, disk)
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[track_caller]
+fn assert_evicted(databuild: &Databuild, runs: &[&str], what: &str) {
+    let store = open(databuild);
+    for run in runs {
+        assert!(matches!(store.run(&run.parse().unwrap()), Err(LogError::Evicted(_))), "{run}, {what}");
+    }
+}
+
+fn serve(databuild: &Databuild) -> (Running, Databuild) {
+    let service = databuild.start(&["serve", "--listen", "127.0.0.1:0"]);
+    service.wait_for("listening on ");
+    let url = service.stderr().split("listening on ").nth(1).unwrap().split(',').next().unwrap().to_owned();
+    (service, Databuild::asking(url))
+}
+
+/// What redb says of every write behind one that failed, which tells nobody anything.
+const WORDS_OF_THE_DATABASE: &str = "Previous I/O error";
+
+#[test]
+fn evicting_by_request_frees_a_disk_that_is_full_to_the_brim() {
+    let oldest: &[&str] = &["--older-than", "1s", "--keep-last", "4"];
+    for (request, evicted) in [(oldest, 1), (&["--max-size", "1MB"], 5)] {
+        for served in [true, false] {
+            let (databuild, disk) = five_runs();
+            thread::sleep(Duration::from_secs(1));
+            let serving = served.then(|| serve(&databuild));
+            let asking = serving.as_ref().map_or(&databuild, |(_, asking)| asking);
+            disk.fill();
+            let done = asking.run(&[&["gc"], request].concat()).code(0);
+            let what = format!("{request:?}, by a service: {served}: {done:?}");
+            assert!(done.text().contains("evicted"), "{what}");
+            assert!(disk.free() >= 500_000, "{} bytes are free, {what}", disk.free());
+            assert_eq!(names(&disk.at.join("trash")), [""; 0], "{what}");
+            let left = names(&disk.at.join("job_runs"));
+            assert_eq!(left, RUNS[evicted..], "{what}");
+            drop(serving);
+            disk.make_room();
+            assert_evicted(&databuild, &RUNS[..evicted], &what);
+            databuild.run(&["index", "check", "--deep"]).code(0);
+        }
+    }
+}
+
+/// The disk takes no byte more for the index from some call on, however many logs are removed.
+#[test]
+fn an_eviction_that_the_index_can_not_hear_of_is_told_and_finished_by_the_next() {
+    let mut unfinished = 0;
+    for n in 1.. {
+        assert!(n < 100, "there is no end");
+        let (databuild, disk) = five_runs();
+        let index = [disk.at.join("index.redb")];
+        let gc = ["gc", "--max-size", "1", "--keep-last", "0", "-o", "json"];
+        let (done, injected) =
+            databuild.run_injected(&format!("pwrite64:error=ENOSPC:when={n}+"), &index, &gc);
+        let what = format!("from call {n} on: {done:?}");
+        let left = names(&disk.at.join("job_runs"));
+        if done.code == Some(0) {
+            let report: GcReport = serde_json::from_str(done.text()).unwrap();
+            let told: Vec<_> = report.evicted.iter().map(|run| run.id.as_str()).collect();
+            assert_eq!(told, RUNS[..5 - left.len()], "{what}");
+            if report.unfinished.is_some() {
+                unfinished += 1;
+                let note = done.stderr.lines().find(|line| line.starts_with("databuild: "));
+                assert!(note.is_some_and(|note| note.contains("No space left on device")), "{what}");
+            }
+            let logs = names(&disk.at.join("trash"))
+                .iter()
+                .any(|run| disk.at.join("trash").join(run).join("stdout.log").exists());
+            assert!(!logs, "their room is free: {what}");
+        } else {
+            assert_eq!(left.len(), 5, "what is evicted is told: {what}");
+        }
+        assert!(!done.stderr.contains(WORDS_OF_THE_DATABASE), "{what}");
+        // The next finishes it, whether it is asked to evict or only opens the folder.
+        match n % 2 {
+            0 => drop(databuild.run(&gc).code(0)),
+            _ => {
+                let (_service, asking) = serve(&databuild);
+                until(|| names(&disk.at.join("trash")).is_empty(), || format!("the trash stays, {what}"));
+                asking.run(&gc).code(0);
+            }
+        }
+        assert_eq!(names(&disk.at.join("trash")), [""; 0], "{what}");
+        assert_evicted(&databuild, &RUNS, &what);
+        databuild.run(&["index", "check", "--deep"]).code(0);
+        if !injected {
+            break;
+        }
+    }
+    assert!(unfinished >= 2, "{unfinished}");
+}
+
+/// Somebody has the files of the evicted run open, so that removing them makes no room.
+#[test]
+fn what_a_service_can_not_tell_its_index_stays_evicted_and_takes_no_other_run_with_it() {
+    let (databuild, disk) = five_runs();
+    let folder = run_folder(&databuild, "1");
+    let held: Vec<_> = names(&folder).iter().map(|name| fs::File::open(folder.join(name)).unwrap()).collect();
+    let (_service, asking) = serve(&databuild);
+    thread::sleep(Duration::from_secs(1));
+    disk.fill();
+    let gc = |expected: &[&str]| {
+        let gc = ["gc", "--older-than", "1s", "--keep-last", "4", "-o", "json"];
+        let report: GcReport = serde_json::from_str(asking.run(&gc).code(0).text()).unwrap();
+        assert_eq!(report.evicted.iter().map(|run| run.id.as_str()).collect::<Vec<_>>(), expected);
+        assert_eq!(report.kept, []);
+        assert_eq!(names(&disk.at.join("job_runs")), RUNS[1..]);
+        asking.run(&["logs", "1"]).says("was evicted at");
+        report
+    };
+    let first = gc(&["1"]);
+    let why = first.unfinished.expect("the index has no room");
+    assert!(why.contains("No space left on device"), "{why}");
+    assert!(gc(&[]).unfinished.is_some());
+    let size = first.bytes_after + 100_000;
+    let done = asking.run(&["gc", "--max-size", &size.to_string(), "-o", "json"]).code(0);
+    let report: GcReport = serde_json::from_str(done.text()).unwrap();
+    assert_eq!(report.evicted, [], "what is gone does not count: {report:?}");
+    drop(held);
+    assert_eq!(gc(&[]).unfinished, None);
+    assert_eq!(names(&disk.at.join("trash")), [""; 0]);
+}
+
+/// The file in the run's folder is what counts, and that takes no room.
+#[test]
+fn a_pin_set_on_a_full_disk_holds_whatever_the_index_can_hear_of_it() {
+    let (databuild, disk) = five_runs();
+    let (service, asking) = serve(&databuild);
+    disk.fill();
+    for run in RUNS {
+        asking.run(&["runs", "pin", run]).code(0);
+    }
+    assert!(service.stderr().contains("the index hears later of a pin"), "{}", service.stderr());
+    let done = asking.run(&["gc", "--max-size", "1", "--keep-last", "0"]).code(0).says("it is pinned");
+    assert_eq!(names(&disk.at.join("job_runs")), RUNS, "{done:?}");
+    for run in RUNS {
+        asking.run(&["runs", "unpin", run]).code(0);
+        assert!(!run_folder(&databuild, run).join("pinned").exists());
+    }
+    asking.run(&["runs", "pin", "3"]).code(0);
+    service.signal(Signal::TERM);
+    let done = service.done();
+    assert!(!done.stderr.contains(WORDS_OF_THE_DATABASE), "{}", done.stderr);
+    disk.make_room();
+    databuild.run(&["index", "check", "--repair"]).code(0);
+    databuild.run(&["gc", "--max-size", "1", "--keep-last", "0"]).code(0);
+    assert_eq!(names(&disk.at.join("job_runs")), ["3"]);
+}
+
+/// A run that ends on a full disk is one that the index can't take, however often that is tried.
+#[test]
+fn a_service_that_ends_on_a_full_disk_says_so_in_words_that_tell_why() {
+    let (databuild, disk) = five_runs();
+    let (service, _) = serve(&databuild);
+    let jobs: Vec<_> = (0..40)
+        .map(|job| {
+            let id = format!("job-{job}");
+            let args = ["run", "--quiet", "--id", &id, "--", "sh", "-c", "cat"];
+            let mut child = databuild.command(&args).stdin(Stdio::piped()).spawn().unwrap();
+            until(|| run_folder(&databuild, &id).exists(), || "the run does not begin".to_owned());
+            (child.stdin.take().unwrap(), Running::new(child))
+        })
+        .collect();
+    disk.fill();
+    for (mut input, job) in jobs {
+        input.write_all(line(1).as_bytes()).unwrap();
+        drop(input);
+        job.done().code(0);
+        disk.fill();
+    }
+    service.wait_for("the index can't be written");
+    disk.fill();
+    service.signal(Signal::TERM);
+    let done = service.done();
+    assert!(!done.stderr.contains(WORDS_OF_THE_DATABASE), "{}", done.stderr);
+    assert!(done.stderr.contains("No space left on device"), "{}", done.stderr);
+}
