@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::error::LogError;
 use crate::index::codec::RunRecord;
 use crate::index::{Changes, Index, RunNumber};
-use crate::layout::{Layout, Removal, RunFolder, StoreLock};
+use crate::layout::{Layout, Removal, RunFolder, StoreLock, Trashed};
 use crate::retention::RetentionPolicy;
 use crate::run::JobRunId;
 use crate::store::file::check_run::check_run;
@@ -142,10 +142,18 @@ pub fn check_index(
     let layout = Layout::new(folder.as_ref());
     let lock = StoreLock::take(&layout.index())?;
     let listing = layout.list()?;
-    let mut check = Check { layout, options, report: CheckReport::default(), index: None, rebuild: false };
+    let trash = layout.list_trash()?;
+    let mut check = Check {
+        layout,
+        options,
+        report: CheckReport::default(),
+        index: None,
+        rebuild: false,
+        left_in_trash: Vec::new(),
+    };
     check.leftovers(&listing.prepared)?;
-    check.open_index(!listing.runs.is_empty());
-    check.trash()?;
+    check.open_index(!listing.runs.is_empty() || !trash.is_empty());
+    check.trash(trash)?;
     let mut runs = listing.runs;
     runs.sort_unstable();
     let of_runs = runs.len() as u64;
@@ -186,6 +194,8 @@ pub(crate) struct Check {
     index: Option<Index>,
     /// Whether a repair has to make the index anew.
     rebuild: bool,
+    /// Evictions that can't be finished before there is an index again, and the findings that are about them.
+    left_in_trash: Vec<(usize, Trashed)>,
 }
 
 impl Check {
@@ -219,23 +229,18 @@ impl Check {
     }
 
     /// Looks for evictions that were cut short.
-    fn trash(&mut self) -> Result<(), LogError> {
-        for trashed in self.layout.list_trash()?.iter().filter(|trashed| trashed.folder.has_own_files()) {
+    fn trash(&mut self, trash: Vec<Trashed>) -> Result<(), LogError> {
+        for trashed in trash.into_iter().filter(|trashed| trashed.folder.has_own_files()) {
             let detail = format!("{} was being evicted", trashed.folder.path().display());
-            let outstanding = match &self.index {
-                Some(index) => outstanding(index, &self.layout, trashed, &RetentionPolicy::OFF)?,
-                None => None,
+            let repair = match &self.index {
+                Some(index) if self.options.repair => finish_eviction(index, &self.layout, &trashed)?,
+                _ => Repair::NotAsked,
             };
-            let index = self.index.take();
-            let finished = self.found(FindingKind::Leftover, Some(&trashed.id), detail, || {
-                if let (Some(index), Some(row)) = (&index, outstanding) {
-                    index.evict(&[row])?;
-                }
-                trashed.folder.remove_own_files(Removal::Everything)?;
-                Ok(done("removed"))
-            });
-            self.index = index;
-            finished?;
+            let (kind, run) = (FindingKind::Leftover, Some(trashed.id.clone()));
+            if self.index.is_none() {
+                self.left_in_trash.push((self.report.findings.len(), trashed));
+            }
+            self.report.findings.push(Finding { kind, run, detail, repair });
         }
         Ok(())
     }
@@ -369,7 +374,7 @@ impl Check {
             index.close()?;
         }
         if self.rebuild && self.options.repair {
-            let rebuilt = rebuild_holding(&self.layout, lock, |_| ())?;
+            let rebuilt = rebuild_holding(&self.layout, &lock, |_| ())?;
             for finding in &mut self.report.findings {
                 if matches!(
                     finding.kind,
@@ -378,8 +383,20 @@ impl Check {
                     finding.repair = done(&format!("made anew, with {} runs", rebuilt.runs));
                 }
             }
+            self.finish_what_is_left_in_trash()?;
         }
         Ok(self.report)
+    }
+
+    fn finish_what_is_left_in_trash(&mut self) -> Result<(), LogError> {
+        if self.left_in_trash.is_empty() {
+            return Ok(());
+        }
+        let Some(index) = Index::open_as_it_is(self.layout.index())? else { return Ok(()) };
+        for (finding, trashed) in &self.left_in_trash {
+            self.report.findings[*finding].repair = finish_eviction(&index, &self.layout, trashed)?;
+        }
+        index.close()
     }
 
     /// Writes the rows of a run as its folder gives them.
@@ -390,6 +407,15 @@ impl Check {
             None => Ok(()),
         }
     }
+}
+
+/// Writes what is left of a run in the trash, if the index does not have that, and removes its files.
+fn finish_eviction(index: &Index, layout: &Layout, trashed: &Trashed) -> Result<Repair, LogError> {
+    if let Some(row) = outstanding(index, layout, trashed, &RetentionPolicy::OFF)? {
+        index.evict(&[row])?;
+    }
+    trashed.folder.remove_own_files(Removal::Everything)?;
+    Ok(done("removed"))
 }
 
 /// Runs that have no folder.

@@ -26,8 +26,8 @@ use crate::store::file::commit::commit_all;
 use crate::store::file::live::LiveRun;
 use crate::store::file::shared::Shared;
 
-pub(crate) use trash::outstanding;
 use trash::remove;
+pub(crate) use trash::{outstanding, tombstone};
 
 /// Runs that are evicted with one commit.
 const BATCH: usize = 256;

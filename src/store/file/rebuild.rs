@@ -1,5 +1,6 @@
 //! Making the index anew from the run folders, while no service has it.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::path::Path;
 
@@ -9,8 +10,10 @@ use crate::error::LogError;
 use crate::index::{Changes, Index, NewIndex};
 use crate::layout::{Layout, StoreLock};
 use crate::line::UnixMicros;
+use crate::retention::RetentionPolicy;
 use crate::run::{JobRunId, Tombstone};
 use crate::store::file::derive::{Standing, derive, started_at};
+use crate::store::file::evict::tombstone;
 
 /// Rows that are gathered before they are given to the new index.
 const ROWS_AT_ONCE: usize = 2048;
@@ -35,7 +38,7 @@ pub struct RebuildReport {
     pub scanned: u64,
     /// Places of lines and of journals that the new index holds.
     pub places: u64,
-    /// Evicted runs that the old index knew; what it said of them was carried over.
+    /// Evicted runs: those that the old index knew, and those that are still in the trash.
     pub tombstones: u64,
     /// Why the old index could not be asked for evicted runs, if it could not.
     pub old_index: Option<String>,
@@ -69,17 +72,18 @@ pub fn rebuild_index(
     let layout = Layout::new(folder.as_ref());
     layout.create()?;
     let lock = StoreLock::take(&layout.index())?;
-    rebuild_holding(&layout, lock, progress)
+    rebuild_holding(&layout, &lock, progress)
 }
 
 /// The same for who has the lock.
 pub(crate) fn rebuild_holding(
     layout: &Layout,
-    lock: StoreLock,
+    _lock: &StoreLock,
     mut progress: impl FnMut(RebuildProgress),
 ) -> Result<RebuildReport, LogError> {
     let mut report = RebuildReport::default();
-    let tombstones = old_tombstones(layout, &mut report)?;
+    let mut tombstones = old_tombstones(layout, &mut report)?;
+    add_those_in_trash(layout, &mut tombstones)?;
     let runs = by_start(layout, &mut report)?;
     let path = layout.new_index();
     remove_if_there(&path)?;
@@ -110,7 +114,6 @@ pub(crate) fn rebuild_holding(
     fs::rename(&path, &index).map_err(LogError::io("replacing", &index))?;
     let root = layout.root();
     File::open(root).and_then(|folder| folder.sync_all()).map_err(LogError::io("syncing", root))?;
-    drop(lock);
     Ok(report)
 }
 
@@ -124,6 +127,25 @@ fn old_tombstones(layout: &Layout, report: &mut RebuildReport) -> Result<Vec<Tom
         }
         Err(error) => Err(error),
     }
+}
+
+/// Adds what is left of runs whose eviction was cut short. The next service removes their files.
+fn add_those_in_trash(layout: &Layout, tombstones: &mut Vec<Tombstone>) -> Result<(), LogError> {
+    let mut known: HashMap<_, _> =
+        tombstones.iter().map(|stone| (stone.id.clone(), stone.evicted_at)).collect();
+    for trashed in layout.list_trash()? {
+        let is_known = known.get(&trashed.id).is_some_and(|&evicted_at| evicted_at >= trashed.at);
+        // It may be another run, begun since.
+        if is_known || layout.run(&trashed.id).is_there() {
+            continue;
+        }
+        if let Ok(Some(run)) = trashed.folder.read_metadata() {
+            known.insert(trashed.id.clone(), trashed.at);
+            tombstones.retain(|stone| stone.id != trashed.id);
+            tombstones.push(tombstone(&trashed, &run, &RetentionPolicy::OFF));
+        }
+    }
+    Ok(())
 }
 
 /// All runs, by when they started.

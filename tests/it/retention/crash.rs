@@ -133,3 +133,22 @@ fn gc_killed_at(databuild: &Databuild, point: &str) -> bool {
     let args = ["gc", "--max-size", "1", "--keep-last", "1", "--log-dir", logs.to_str().unwrap()];
     databuild.run_killed_at(point, &[], &args).code != Some(0)
 }
+
+/// What is in the trash alone tells of the run, and which of the two comes first changes nothing.
+#[test]
+fn a_repair_without_an_index_and_a_rebuild_keep_what_the_trash_tells() {
+    let repair = |folder: &Path| {
+        let report = check_index(folder, CheckOptions { deep: false, repair: true }, |_| ()).unwrap();
+        assert!(report.is_clean(), "{report:?}");
+    };
+    let rebuild = |folder: &Path| assert_eq!(rebuild_index(folder, |_| ()).unwrap().tombstones, 1);
+    for rebuilds_first in [false, true] {
+        let folder = moved_to_trash();
+        fs::remove_file(folder.path().join("index.redb")).unwrap();
+        if rebuilds_first {
+            rebuild(folder.path());
+        }
+        repair(folder.path());
+        finished(folder.path());
+    }
+}
