@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
 
 use redb::{
@@ -32,6 +33,10 @@ pub(crate) struct Index {
     held: RwLock<Held>,
     /// What the last failure says of the database.
     ailment: Mutex<Option<Ailment>>,
+    /// Which folder it is in.
+    home: Option<(u64, u64)>,
+    /// Whether that was away when it was last looked for.
+    away: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -156,7 +161,8 @@ impl Index {
 
     pub(super) fn of(path: PathBuf, database: Guarded, lock: Option<StoreLock>) -> Self {
         let held = Held { file: file_at(&path), database: Some(database), lock, closed: false };
-        Self { path, held: RwLock::new(held), ailment: Mutex::new(None) }
+        let (home, away) = (path.parent().and_then(file_at), AtomicBool::new(false));
+        Self { path, home, away, held: RwLock::new(held), ailment: Mutex::new(None) }
     }
 
     /// Closes the database cleanly; a small one gives back what it does not use. Every later call says that the index
@@ -267,6 +273,10 @@ impl Index {
     ///
     /// What the disk said; calling again tries again.
     pub(crate) fn mend(&self, on_empty: impl FnOnce()) -> Result<bool, LogError> {
+        if self.is_away() {
+            // What is at its path is not ours, and ours is where it was moved to.
+            return Ok(false);
+        }
         let ailment = self.ailment().clone();
         let Some(ailment) = ailment.or_else(|| self.is_another_file()) else { return Ok(false) };
         let mut held = self.held_alone();
@@ -279,6 +289,34 @@ impl Index {
             on_empty();
         }
         mended
+    }
+
+    /// Whether the log folder is not where it was opened: another is there, or none. Then nothing at its path says
+    /// anything of its runs.
+    pub(crate) fn is_away(&self) -> bool {
+        let path = self.path.parent().unwrap_or(&self.path);
+        let is_away = file_at(path) != self.home;
+        if is_away != self.away.swap(is_away, Ordering::AcqRel) {
+            match is_away {
+                true => {
+                    tracing::warn!(path = %path.display(), "the log folder was moved or removed; its runs wait until it is back");
+                }
+                false => tracing::info!(path = %path.display(), "the log folder is back"),
+            }
+        }
+        is_away
+    }
+
+    /// The same as an error.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Index`] if it is away.
+    pub(crate) fn check_home(&self) -> Result<(), LogError> {
+        match self.is_away() {
+            true => Err(self.error("the log folder was moved or removed; it has to come back".to_owned())),
+            false => Ok(()),
+        }
     }
 
     fn is_another_file(&self) -> Option<Ailment> {
@@ -359,6 +397,9 @@ fn tombstones_of(database: &Database) -> Vec<Tombstone> {
 /// Whether there is a file that may be a database.
 pub(super) fn is_there(path: &Path) -> Result<bool, LogError> {
     match fs::metadata(path) {
+        Ok(file) if !file.is_file() => {
+            Err(LogError::Index { path: path.to_owned(), detail: "it is not a file".to_owned() })
+        }
         Ok(file) if file.len() == 0 => {
             Err(LogError::Index { path: path.to_owned(), detail: "the file is empty".to_owned() })
         }
@@ -460,7 +501,7 @@ fn is_damage(kind: io::ErrorKind) -> bool {
     matches!(kind, io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput)
 }
 
-fn quarantine(path: &Path, why: &str) -> Result<(), LogError> {
+pub(crate) fn quarantine(path: &Path, why: &str) -> Result<(), LogError> {
     let aside = path.with_extension(format!("redb.corrupt-{}", UnixMicros::now().0));
     tracing::error!(path = %path.display(), aside = %aside.display(), why, "the index can't be used and is made anew");
     fs::rename(path, &aside).map_err(LogError::io("moving aside", path))?;

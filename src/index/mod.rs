@@ -19,7 +19,7 @@ mod schema;
 pub(crate) use building::NewIndex;
 pub(crate) use commit::Changes;
 pub(crate) use committer::{Committed, Committer, Urgency};
-pub(crate) use handle::Index;
+pub(crate) use handle::{Index, quarantine};
 pub(crate) use lookup::Known;
 pub(crate) use schema::RunNumber;
 

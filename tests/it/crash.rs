@@ -1,6 +1,8 @@
 //! What is left when the service or the writer of a run dies. Processes here are real ones, and `kill -9` is what ends
 //! them.
 
+mod moved;
+
 use std::collections::hash_map::RandomState;
 use std::fs;
 use std::hash::BuildHasher;
@@ -415,48 +417,6 @@ fn a_second_service_on_the_same_folder_is_refused_and_hurts_nobody() {
     assert_eq!(asking.run(&["logs", "-f", "r"]).code(0).text(), "still here\n");
 }
 
-#[test]
-fn a_folder_that_is_moved_away_under_the_service_comes_back_whole() {
-    let databuild = databuild();
-    let address = HeldAddress::any();
-    let service = serve(&databuild, &address);
-    let mut command = databuild.command(&["run", "--quiet", "--id", "r", "--", "sh", "-c", "cat; exit 3"]);
-    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
-    let mut input = child.stdin.take().unwrap();
-    let job = Running::new(child);
-    input.write_all(line(1).as_bytes()).unwrap();
-    let asking = Databuild::asking(format!("http://{address}"));
-    let mut follower = asking.start(&["logs", "-f", "r"]);
-    assert_eq!(follower.line(), line(1).trim_end());
-    let logs = databuild.home.path().join("logs");
-    let away = databuild.home.path().join("away");
-    fs::rename(&logs, &away).unwrap();
-    input.write_all(line(2).as_bytes()).unwrap();
-    drop(input);
-    // The job is not hurt; its end is in the journal, if not where `metadata.json` was to be.
-    job.done().code(3);
-    assert_eq!(fs::read_to_string(away.join("job_runs/r/stdout.log")).unwrap(), [line(1), line(2)].concat());
-    // The service still answers, whatever it knows.
-    asking.run(&["runs"]).code(0);
-    if logs.exists() {
-        fs::remove_dir_all(&logs).unwrap();
-    }
-    fs::rename(&away, &logs).unwrap();
-    // A follower was told that the folder is gone, or saw it come back.
-    let followed = follower.done();
-    assert!(
-        followed.stderr.contains("evicted") || followed.stderr.contains("failed with exit code 3"),
-        "{followed:?}"
-    );
-    drop(service);
-    // What was interrupted is completed by the next one.
-    let address = HeldAddress::any();
-    let _service = serve(&databuild, &address);
-    let asking = Databuild::asking(format!("http://{address}"));
-    let done = asking.run(&["logs", "-f", "r"]).code(0).says("failed with exit code 3");
-    assert_eq!(done.text(), [line(1), line(2)].concat());
-    assert_eq!(metadata(&run_folder(&databuild, "r")).stdout.lines, 2);
-}
 #[test]
 fn what_a_killed_writer_had_only_prepared_is_removed() {
     let home = tempfile::tempdir().unwrap();

@@ -67,7 +67,7 @@ pub(crate) async fn locate(settings: &Settings, name: &RunName, wait: bool) -> R
         && let Some(found) = find(folder, name).await?.one(name)?
     {
         if silence.is_some() && chosen {
-            note(format_args!("{service} does not answer: reading {folder}"));
+            note(format_args!("{service} can't answer: reading {folder}"));
         }
         return Ok(Located::new(folder.clone(), found));
     }

@@ -72,7 +72,7 @@ async fn list(args: ListArgs, settings: &Settings) -> Result<Listed, Failure> {
     match settings.folder().await? {
         Some(folder) => {
             if chosen {
-                note(format_args!("{service} does not answer: listing {folder}"));
+                note(format_args!("{service} can't answer: listing {folder}"));
             }
             Ok(pages(&folder, &query, limit).await?)
         }

@@ -270,6 +270,7 @@ impl Shared {
         if self.is_closed() {
             return Err(LogError::Closed);
         }
+        self.check_home()?;
         let what = "a folder that is opened without its index evicts nothing";
         self.index.as_deref().ok_or(LogError::Unsupported { what })
     }

@@ -313,6 +313,7 @@ impl LogStore for FileLogStore {
         if self.shared.is_closed() {
             return Err(LogError::Closed);
         }
+        self.shared.check_home()?;
         let page = match &self.shared.index {
             Some(index) => list_when_known(&self.shared, index, query)?,
             None => list_folders(&self.shared, query)?,

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::error::LogError;
-use crate::index::{Changes, Index, NewIndex};
+use crate::index::{Changes, Index, NewIndex, quarantine};
 use crate::layout::{Layout, StoreLock};
 use crate::line::UnixMicros;
 use crate::retention::RetentionPolicy;
@@ -111,6 +111,9 @@ pub(crate) fn rebuild_holding(
     sink.flush()?;
     sink.index.finish()?;
     let index = layout.index();
+    if index.is_dir() {
+        quarantine(&index, "it is not a file")?;
+    }
     fs::rename(&path, &index).map_err(LogError::io("replacing", &index))?;
     let root = layout.root();
     File::open(root).and_then(|folder| folder.sync_all()).map_err(LogError::io("syncing", root))?;

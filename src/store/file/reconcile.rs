@@ -37,8 +37,12 @@ pub(crate) fn look_around(shared: &Arc<Shared>) {
 }
 
 fn reconcile(shared: &Arc<Shared>, index: &Index) -> Result<(), LogError> {
+    if shared.check_home().is_err() {
+        return Ok(());
+    }
     let mut numbers = shared.discovery.take_renewed().then(|| Renumbering::new(shared));
     let listing = shared.layout.list()?;
+    shared.check_home()?;
     remove_leftovers(&listing.prepared);
     let Differences { mut orphans, ghosts } = compare(index, listing.runs)?;
     orphans.retain(|id| shared.tracked(id).is_none());
@@ -53,7 +57,8 @@ fn reconcile(shared: &Arc<Shared>, index: &Index) -> Result<(), LogError> {
     for (id, number) in ghosts {
         // It may have been made after the listing.
         let is_going = shared.evictions.going(&id).is_some();
-        if !is_going && shared.tracked(&id).is_none() && !shared.layout.run(&id).path().exists() {
+        let is_gone = !shared.layout.run(&id).path().exists();
+        if !is_going && is_gone && shared.tracked(&id).is_none() && shared.check_home().is_ok() {
             tracing::warn!(run = %id, "the run's folder is gone");
             shared.forget_rows(number);
         }

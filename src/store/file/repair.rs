@@ -8,6 +8,7 @@ use crate::run::JobRunId;
 use crate::store::file::FileStoreOptions;
 use crate::store::file::adopt::ForeignRun;
 use crate::store::file::check::{Check, FindingKind, Repair, done};
+use crate::store::file::copied;
 use crate::store::file::derive::{Standing, derive};
 
 const COMPRESSED: &str = "its journal is compressed, and what is compressed is not written to";
@@ -69,7 +70,13 @@ fn end_as_lost(layout: &Layout, id: &JobRunId) -> Result<Repair, LogError> {
         return Ok(impossible(COMPRESSED));
     }
     let ended = run.run.is_over() || (run.writer_is_gone()? && run.recover(&FileStoreOptions::default())?);
-    Ok(if ended { done("ended as lost") } else { impossible("somebody writes it after all") })
+    Ok(match ended {
+        true => done("ended as lost"),
+        false if copied::is_changing(&run.run.folder) => impossible(
+            "its folder changed a moment ago, and it may be being copied: try again in some seconds",
+        ),
+        false => impossible("somebody writes it after all"),
+    })
 }
 
 /// Cuts off what stands behind the last sound record.

@@ -13,7 +13,7 @@ fn whoever_named_a_service_that_does_not_answer_is_told_what_is_shown_instead() 
     let databuild = Databuild::new();
     databuild.run(&["run", "--quiet", "--id", "r", "--", "echo", "x"]).code(0);
     let asking = beside(&databuild, NOBODY);
-    let what = format!("the service at {NOBODY} does not answer: ");
+    let what = format!("the service at {NOBODY} can't answer: ");
     for args in [&["logs", "latest"][..], &["logs", "r"], &["runs"]] {
         asking.run(args).code(0).says(&what);
     }

@@ -45,6 +45,26 @@ fn watchful(folder: &Path) -> FileLogStore {
 }
 
 #[tokio::test]
+async fn what_is_no_file_is_moved_aside_as_what_is_damaged() {
+    for way in ["open", "rebuild", "repair"] {
+        let folder = folder();
+        let path = index_file(folder.path());
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        match way {
+            "rebuild" => drop(databuild_logs::rebuild_index(folder.path(), |_| ()).unwrap()),
+            "repair" => {
+                let options = CheckOptions { deep: false, repair: true };
+                assert!(check_index(folder.path(), options, |_| ()).unwrap().is_clean());
+            }
+            _ => {}
+        }
+        all_is_right(&open(folder.path())).await;
+        assert_eq!(quarantined(folder.path()), 1, "{way}");
+    }
+}
+
+#[tokio::test]
 async fn an_index_of_another_format_is_moved_aside_and_made_anew() {
     let folder = folder();
     // Names come first in a page, and then what they stand for.

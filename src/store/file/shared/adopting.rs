@@ -23,6 +23,7 @@ impl Shared {
         if let Some(tracked) = self.tracked(id) {
             return Ok(Arc::clone(tracked.run()));
         }
+        self.check_home()?;
         let folder = self.layout.run(id);
         if !folder.is_there() || self.runs().starting.contains(id) {
             return Err(LogError::NotFound { id: id.clone() });
@@ -125,6 +126,9 @@ impl Shared {
     /// Called when a run of another process may have come further. Gives false if it was let go of, to be taken up
     /// anew.
     pub(crate) fn catch_up(&self, foreign: &ForeignRun) -> bool {
+        if self.check_home().is_err() {
+            return true;
+        }
         if self.index.is_some() && foreign.has_got_journal() {
             self.take_up_anew(foreign);
             return false;

@@ -20,6 +20,7 @@ impl Shared {
         if self.is_closed() {
             return Err(LogError::Closed);
         }
+        self.check_home()?;
         if let Some(tracked) = self.tracked(id) {
             return Ok(Arc::clone(tracked.run()));
         }

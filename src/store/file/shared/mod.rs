@@ -180,6 +180,16 @@ impl Shared {
         self.appeared.send_modify(|count| *count += 1);
     }
 
+    /// Sees that the log folder is where it was opened. A store without an index has nothing that could be taken for what
+    /// it is not.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Index`] if another is there, or none.
+    pub(crate) fn check_home(&self) -> Result<(), LogError> {
+        self.index.as_ref().map_or(Ok(()), |index| index.check_home())
+    }
+
     /// Takes the rows of a run whose folder is gone out of the index.
     pub(crate) fn forget_rows(&self, number: RunNumber) {
         self.runs().forgotten.push(number);

@@ -176,6 +176,10 @@ impl FileSource {
         if let Some(stone) = self.run.state().evicted.clone() {
             return Some(Step::Event(ReadEvent::End(ReadEnd::Evicted(stone))));
         }
+        if self.index.as_ref().is_some_and(|index| index.is_away()) {
+            // It may be whole where it is now. Whoever comes again is told why it can't be read.
+            return Some(Step::Event(ReadEvent::End(ReadEnd::Shutdown)));
+        }
         let gap = Gap { stream, after: LineNumber(reader.line()), lines, bytes, reason: GapReason::Corrupt };
         if !std::mem::replace(&mut self.said_missing, true) {
             let (path, offset) = (self.run.folder.log(stream), reader.offset());
