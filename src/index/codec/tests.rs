@@ -21,11 +21,11 @@ fn record() -> RunRecord {
     RunRecord { run, gaps, cuts: Cuts::default(), has_journal: true, disk_bytes: 8192, compressed: false }
 }
 
-fn cut_record() -> RunRecord {
+fn cut_record(by_others: bool) -> RunRecord {
     let mut record = record();
     for stream in Stream::BOTH {
         let begin = Place { lines: 3, offset: 90 };
-        let (end, by_others) = (Place { lines: 7, offset: 500 }, stream == Stream::Stderr);
+        let end = Place { lines: 7, offset: 500 };
         record.cuts.take(Cut { stream, begin, end, by_others });
     }
     record
@@ -34,7 +34,9 @@ fn cut_record() -> RunRecord {
 #[test]
 fn a_record_survives_its_bytes() {
     assert_eq!(decode_run(1, &encode_run(1, &record())), Ok(record()));
-    assert_eq!(decode_run(1, &encode_run(1, &cut_record())), Ok(cut_record()));
+    for by_others in [false, true] {
+        assert_eq!(decode_run(1, &encode_run(1, &cut_record(by_others))), Ok(cut_record(by_others)));
+    }
     for (has_journal, compressed) in [(false, false), (false, true), (true, true)] {
         let record = RunRecord { has_journal, compressed, ..record() };
         assert_eq!(decode_run(1, &encode_run(1, &record)), Ok(record));
@@ -48,7 +50,7 @@ fn golden_bytes_of_a_record() {
     record.run.other.clear();
     let hex: String = encode_run(1, &record).iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(hex, GOLDEN_RUN);
-    record.cuts = cut_record().cuts;
+    record.cuts = cut_record(false).cuts;
     let hex: String = encode_run(1, &record).iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(hex, GOLDEN_RUN_WITH_CUTS);
 }

@@ -89,15 +89,18 @@ impl Next {
         if shared.is_closed() {
             return;
         }
-        let now = Instant::now();
+        let (now, is_home) = (Instant::now(), shared.check_home().is_ok());
         if now >= self.policy {
             self.policy = now + EVERY;
-            if let Err(error) = shared.keep_policy().and_then(|()| audit_if_due(shared)) {
+            if is_home && let Err(error) = shared.keep_policy().and_then(|()| audit_if_due(shared)) {
                 tracing::warn!(%error, "evicting what is to be evicted");
             }
         }
         if now >= self.look {
             self.look = now + LOOK;
+            if !is_home {
+                return;
+            }
             if shared.options.retention.is_on() && shared.lacks_room() {
                 shared.make_room(0);
             }

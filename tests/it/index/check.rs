@@ -150,6 +150,29 @@ fn a_writer_that_is_gone() {
 }
 
 #[test]
+fn a_run_that_may_be_being_copied_is_not_ended_yet_and_that_is_said() {
+    let (folder, elsewhere) = (folder(), tempfile::tempdir().unwrap());
+    let other = FileLogStore::open_folder(elsewhere.path(), FileStoreOptions::default()).unwrap();
+    let mut writer = other.start(RunSpec::new(id("cut-off"))).unwrap();
+    writer.append(Stream::Stdout, b"one\n").unwrap();
+    writer.flush().unwrap();
+    // A journal that was made this much later than its run started is a copy.
+    std::thread::sleep(Duration::from_millis(600));
+    let copy = of_run(folder.path(), "cut-off", "");
+    fs::create_dir(&copy).unwrap();
+    for file in ["journal", "stdout.log", "stderr.log"] {
+        fs::copy(of_run(elsewhere.path(), "cut-off", file), copy.join(file)).unwrap();
+    }
+    let report = check(folder.path(), false, true);
+    let why = report.findings.iter().find_map(|finding| match &finding.repair {
+        Repair::Impossible { why } => Some(why.as_str()),
+        _ => None,
+    });
+    let expected = "its folder changed a moment ago, and it may be being copied: try again in some seconds";
+    assert_eq!(why, Some(expected), "{report:?}");
+}
+
+#[test]
 fn bytes_behind_the_end_of_a_journal() {
     found_and_mended(false, &[FindingKind::JournalTorn], |at| {
         append(&of_run(at, "small", "journal"), b"\x07")
