@@ -4,7 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use databuild_logs::{CheckOptions, Finding, FindingKind, LogError, LogStore, RunState, check_index};
+use databuild_logs::{
+    CheckOptions, Finding, FindingKind, LogError, LogStore, RunQuery, RunState, check_index,
+};
 use rustix::process::Signal;
 
 use super::faults::{LINES, block_on, logs, make_folder};
@@ -79,6 +81,8 @@ fn address_of(service: &Running) -> String {
 #[track_caller]
 fn has_all(folder: &Path, confirmed: &Confirmed, what: &str) {
     let store = open(folder);
+    // It looks around in the background; this waits for it.
+    store.runs(&RunQuery::default()).unwrap();
     let state = |run| store.run(&id(run)).unwrap().state;
     until(|| matches!(state("lost"), RunState::Lost { .. }), || format!("{what}: it is {:?}", state("lost")));
     until(|| is_without_trash(folder), || format!("{what}: something stays in the trash"));

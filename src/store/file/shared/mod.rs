@@ -227,6 +227,7 @@ impl Shared {
         if self.is_closed() {
             return Err(LogError::Closed);
         }
+        self.check_home()?;
         let known = match self.index.as_ref().map(|index| index.find(&spec.id)) {
             Some(Ok(known)) => known,
             Some(Err(error @ LogError::Closed)) => return Err(error),
