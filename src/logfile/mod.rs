@@ -341,14 +341,19 @@ impl ReadFile {
         let read = self.read_source(offset, length, io)?;
         if let (Source::Plain(file), Fetched::Bytes(bytes)) = (&self.source, &read)
             && bytes.is_empty()
+            // A journal is never made anew: who holds it goes on to see whether its writer lives.
+            && self.path.extension().is_some_and(|extension| extension == "log")
             && file.metadata().is_ok_and(|file| file.nlink() == 0)
         {
-            // It was deleted since it was opened; what its writer wrote since is in another.
+            // It was deleted since it was opened; what its writer wrote since is in another, if it wrote anything.
             if io == Io::CachedOnly {
                 return Ok(Fetched::WouldBlock);
             }
-            self.source = Source::open(&self.path)?;
-            return self.read_source(offset, length, io);
+            let anew = Source::open(&self.path)?;
+            if !matches!(anew, Source::None) {
+                self.source = anew;
+                return self.read_source(offset, length, io);
+            }
         }
         Ok(read)
     }
