@@ -12,7 +12,9 @@ use redb::{DatabaseError, ReadableDatabase, StorageBackend, WriteTransaction};
 
 use crate::error::LogError;
 use crate::index::commit::Changes;
-use crate::index::handle::{self, GAVE_UP, Guarded, Index};
+use crate::index::database::{self, Guarded};
+use crate::index::failure::GAVE_UP;
+use crate::index::handle::Index;
 use crate::index::lookup;
 use crate::run::Tombstone;
 
@@ -122,11 +124,11 @@ impl NewIndex {
     /// Makes an empty one. Nothing stands at `path`.
     pub(crate) fn create(path: PathBuf) -> Result<Self, LogError> {
         let file = NewFile::create(&path).map_err(LogError::io("creating", &path))?;
-        let database = handle::with_builder(&path, |builder| builder.create_with_backend(file))?;
+        let database = database::with_builder(&path, |builder| builder.create_with_backend(file))?;
         let index = Index::of(path, Guarded::new(database), None);
         let transaction = index.guarded(|database| {
             let transaction = database.begin_write()?;
-            handle::make_tables(&transaction)?;
+            database::make_tables(&transaction)?;
             Ok(transaction)
         })?;
         Ok(Self { index, uncommitted: Some((transaction, 0)) })
@@ -160,7 +162,7 @@ impl NewIndex {
                 Some((transaction, _)) => transaction,
                 None => database.begin_write()?,
             };
-            handle::say_complete(&transaction)?;
+            database::say_complete(&transaction)?;
             Ok(transaction.commit()?)
         })?;
         self.index.close_as_large_as_it_is()
@@ -176,10 +178,10 @@ impl Index {
     /// [`LogError::InUse`] if another process has it open, [`LogError::Index`] if it can't be used, or what the disk
     /// said.
     pub(crate) fn tombstones_at(path: &Path) -> Result<Option<Vec<Tombstone>>, LogError> {
-        if !handle::is_there(path)? {
+        if !database::is_there(path)? {
             return Ok(None);
         }
-        let opened = handle::with_builder(path, |builder| match builder.open_read_only(path) {
+        let opened = database::with_builder(path, |builder| match builder.open_read_only(path) {
             Err(DatabaseError::RepairAborted) => Ok(None),
             opened => opened.map(Some),
         })?;
@@ -189,7 +191,7 @@ impl Index {
             return index.map(|index| index.tombstones()).transpose();
         };
         let look = move || {
-            handle::check(&database)?;
+            database::check(&database)?;
             let transaction = database.begin_read().map_err(|error| error.to_string())?;
             lookup::tombstones(&transaction).map_err(|failure| failure.describe())
         };

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use redb::{ReadableTable, Table, WriteTransaction};
 
 use crate::index::codec::{self, Damaged};
-use crate::index::handle::{Failure, damaged};
+use crate::index::failure::{Failure, damaged};
 use crate::index::progress::{LineCheckpoint, Progress};
 use crate::index::schema::{self, RunNumber};
 use crate::line::Stream;

@@ -10,6 +10,8 @@ mod checkpoints;
 pub(crate) mod codec;
 mod commit;
 mod committer;
+mod database;
+mod failure;
 mod handle;
 mod lookup;
 pub(crate) mod progress;
@@ -19,7 +21,8 @@ mod schema;
 pub(crate) use building::NewIndex;
 pub(crate) use commit::Changes;
 pub(crate) use committer::{Committed, Committer, Urgency};
-pub(crate) use handle::{Index, quarantine};
+pub(crate) use database::quarantine;
+pub(crate) use handle::Index;
 pub(crate) use lookup::Known;
 pub(crate) use schema::RunNumber;
 

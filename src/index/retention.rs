@@ -9,7 +9,8 @@ use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata, Table, WriteTr
 use crate::error::LogError;
 use crate::index::codec;
 use crate::index::commit::forget_run;
-use crate::index::handle::{Failure, Index, damaged};
+use crate::index::failure::{Failure, damaged};
+use crate::index::handle::Index;
 use crate::index::schema::{self, RunNumber};
 use crate::line::UnixMicros;
 use crate::retention::Candidate;

@@ -6,32 +6,38 @@
 mod buffered;
 mod composite;
 pub mod conformance;
+mod end;
 mod file;
 mod follow;
 mod memory;
+mod query;
 mod read;
+mod strings;
 
 use std::ops::Range;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
-use futures_util::stream::{self, BoxStream};
+use futures_util::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 
 use crate::error::LogError;
-use crate::line::{ByteOffset, LineNumber, Stream, UnixMicros, View};
+use crate::line::{ByteOffset, LineNumber, Stream, View};
 use crate::retention::{GcReport, GcRequest};
-use crate::run::{Exit, JobMetadata, JobRunId, MissingDeps, RunSpec, RunState, StateKind};
+use crate::run::{JobMetadata, JobRunId, RunSpec};
+use strings::{append_line, stream_lines};
 
 pub use buffered::{BufferOptions, BufferedLogStore};
 pub use composite::{CompositeLogStore, CompositeOptions, Member, MemberHealth, MemberMode};
+pub use end::{Outcome, RunEnd};
 pub use file::{
     CheckOptions, CheckReport, Durability, EvictionBench, FileLogStore, FileStoreOptions, Finding,
     FindingKind, RebuildProgress, RebuildReport, Repair, UnreadableRun, add_places, check_index,
     compact_index, dump_index, rebuild_index,
 };
 pub use memory::MemoryLogStore;
+pub use query::{RunCursor, RunPage, RunQuery};
 pub use read::{Batch, CutLine, Line, LineTime, Lines, ReadEnd, ReadEvent, ReadOptions, ReadStream, Start};
+pub use strings::StreamOptions;
 
 /// Storage and retrieval of the logs of job runs, shared as `Arc<dyn LogStore>`.
 ///
@@ -294,213 +300,4 @@ pub trait RunWriter: Send {
     ///
     /// As [`LogStore::finish`].
     fn finish(self: Box<Self>, end: RunEnd) -> Result<JobMetadata, LogError>;
-}
-
-/// How to stream the lines of a run.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct StreamOptions {
-    /// Keep streaming new lines until the run ends.
-    pub follow: bool,
-    /// Skip this many lines: start after line N.
-    pub since_line: usize,
-    /// End after this many lines.
-    pub max_lines: Option<usize>,
-    /// Start with the last N lines instead.
-    pub tail: Option<usize>,
-}
-
-impl StreamOptions {
-    fn read_options(&self, stream: Stream) -> ReadOptions {
-        let after = LineNumber(self.since_line as u64);
-        ReadOptions {
-            start: match self.tail {
-                Some(count) => Start::LastLines { count: count as u64, after },
-                None => Start::After(after),
-            },
-            limit: self.max_lines.map(|lines| lines as u64),
-            follow: self.follow,
-            ..ReadOptions::new(View::One(stream))
-        }
-    }
-}
-
-/// How a command ended, or that nobody knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// It ended on its own.
-    Exited(Exit),
-    /// It ended because the run was cancelled.
-    Cancelled(Exit),
-    /// Its writer died first.
-    Lost,
-}
-
-/// The end of a run.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RunEnd {
-    /// How it ended.
-    pub outcome: Outcome,
-    /// When.
-    pub ended_at: UnixMicros,
-    /// What the job said it lacks.
-    pub missing_deps: Vec<MissingDeps>,
-    /// See [`JobMetadata::note`].
-    pub note: Option<String>,
-    /// What the run was, where it differs from what it was started with: fields that are not empty override.
-    pub spec: Option<RunSpec>,
-    /// Further fields for `metadata.json`.
-    pub other: serde_json::Map<String, serde_json::Value>,
-}
-
-impl RunEnd {
-    /// An end with this outcome, now.
-    #[must_use]
-    pub fn now(outcome: Outcome) -> Self {
-        Self {
-            outcome,
-            ended_at: UnixMicros::now(),
-            missing_deps: Vec::new(),
-            note: None,
-            spec: None,
-            other: serde_json::Map::new(),
-        }
-    }
-
-    fn from_metadata(metadata: JobMetadata) -> Result<Self, LogError> {
-        let (outcome, ended_at) = match metadata.state {
-            RunState::Running => {
-                return Err(LogError::InvalidParameter {
-                    name: "metadata.state",
-                    given: StateKind::Running.to_string(),
-                    expected: "expected how the run ended: succeeded, failed, cancelled or lost".to_owned(),
-                });
-            }
-            RunState::Succeeded { ended } => (Outcome::Exited(Exit::Code(0)), ended),
-            RunState::Failed { ended, exit } => (Outcome::Exited(exit), ended),
-            RunState::Cancelled { ended, exit } => (Outcome::Cancelled(exit), ended),
-            RunState::Lost { ended } => (Outcome::Lost, ended),
-        };
-        Ok(Self {
-            outcome,
-            ended_at,
-            missing_deps: metadata.missing_deps,
-            note: metadata.note,
-            spec: Some(metadata.spec),
-            other: metadata.other,
-        })
-    }
-
-    /// The state that this end leaves the run in.
-    #[must_use]
-    pub const fn state(&self) -> RunState {
-        let ended = self.ended_at;
-        match self.outcome {
-            Outcome::Exited(exit) => RunState::from_exit(exit, ended),
-            Outcome::Cancelled(exit) => RunState::Cancelled { ended, exit },
-            Outcome::Lost => RunState::Lost { ended },
-        }
-    }
-
-    /// Writes this end into what is known of the run.
-    pub(crate) fn apply_to(self, run: &mut JobMetadata) {
-        run.state = self.state();
-        run.missing_deps = self.missing_deps;
-        run.note = self.note;
-        run.other.extend(self.other);
-        if let Some(spec) = self.spec {
-            if !spec.command.is_empty() {
-                run.spec.command = spec.command;
-            }
-            if !spec.building_partitions.is_empty() {
-                run.spec.building_partitions = spec.building_partitions;
-            }
-            run.spec.labels.extend(spec.labels);
-        }
-    }
-}
-
-/// Which runs to list.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RunQuery {
-    /// At most this many; `None` for 100.
-    pub limit: Option<usize>,
-    /// Where the page before this one ended.
-    pub cursor: Option<RunCursor>,
-    /// Only runs in this state.
-    pub state: Option<StateKind>,
-    /// Only runs that build this partition.
-    pub partition: Option<String>,
-    /// Only runs whose id starts so.
-    pub id_prefix: Option<String>,
-}
-
-impl RunQuery {
-    /// The page size when none is asked for.
-    pub const DEFAULT_LIMIT: usize = 100;
-
-    pub(crate) fn page_size(&self) -> usize {
-        self.limit.unwrap_or(Self::DEFAULT_LIMIT).max(1)
-    }
-
-    pub(crate) fn matches(&self, run: &JobMetadata) -> bool {
-        self.state.is_none_or(|state| run.state.kind() == state)
-            && self.partition.as_ref().is_none_or(|name| run.spec.building_partitions.contains(name))
-            && self.id_prefix.as_ref().is_none_or(|prefix| run.id().as_str().starts_with(prefix.as_str()))
-    }
-}
-
-/// Where a page of runs ended; the next page goes on below it. Only the store that gave it can tell what it means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct RunCursor(pub u64);
-
-/// A page of runs, newest first.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct RunPage {
-    /// The runs.
-    pub runs: Vec<JobMetadata>,
-    /// Where the next page begins; `None` on the last page.
-    pub next: Option<RunCursor>,
-    /// Which of the runs are pinned.
-    pub pinned: Vec<JobRunId>,
-}
-
-fn append_line<S: LogStore + ?Sized>(
-    store: &S,
-    id: &str,
-    stream: Stream,
-    line: &str,
-) -> Result<(), LogError> {
-    let mut bytes = Vec::with_capacity(line.len() + 1);
-    bytes.extend_from_slice(line.as_bytes());
-    bytes.push(b'\n');
-    store.append(&id.parse()?, stream, &bytes)
-}
-
-fn stream_lines<S: LogStore + ?Sized>(
-    store: &S,
-    id: &str,
-    stream: Stream,
-    options: StreamOptions,
-) -> BoxStream<'static, Result<String, LogError>> {
-    let opened = id
-        .parse::<JobRunId>()
-        .map_err(LogError::from)
-        .and_then(|id| store.read(&id, options.read_options(stream)));
-    match opened {
-        Ok(events) => events.flat_map(|event| stream::iter(strings(event))).boxed(),
-        Err(error) => stream::iter([Err(error)]).boxed(),
-    }
-}
-
-fn strings(event: Result<ReadEvent, LogError>) -> Vec<Result<String, LogError>> {
-    match event {
-        Ok(ReadEvent::Lines(batch)) => {
-            batch.lines().map(|line| Ok(String::from_utf8_lossy(line.text).into_owned())).collect()
-        }
-        Ok(ReadEvent::Gap { gap, .. }) => vec![Err(LogError::Gap(gap))],
-        Ok(ReadEvent::End(ReadEnd::Complete(_) | ReadEnd::Running { .. })) => Vec::new(),
-        Ok(ReadEvent::End(ReadEnd::Evicted(tombstone))) => vec![Err(LogError::Evicted(tombstone))],
-        Ok(ReadEvent::End(ReadEnd::Shutdown)) => vec![Err(LogError::Closed)],
-        Err(error) => vec![Err(error)],
-    }
 }

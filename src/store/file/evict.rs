@@ -5,12 +5,11 @@
 //! removed. On a full disk the logs are removed before the commit, which needs room itself. Whatever step a crash
 //! comes after, what is in the trash tells how to go on.
 
+mod evictions;
 mod trash;
 
-use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use crate::error::LogError;
@@ -23,9 +22,10 @@ use crate::retention::{
 };
 use crate::run::{JobRunId, Tombstone};
 use crate::store::file::commit::commit_all;
-use crate::store::file::live::LiveRun;
 use crate::store::file::shared::Shared;
 
+pub(crate) use evictions::Evictions;
+use evictions::{Turn, lock};
 use trash::remove;
 pub(crate) use trash::{outstanding, tombstone};
 
@@ -39,53 +39,6 @@ const MOST_NAMED: usize = 10_000;
 const ROOM: u64 = 1024 * 1024;
 /// After a try that freed nothing, how long until the next.
 const NEXT_RESCUE: Duration = Duration::from_secs(1);
-
-/// What has to be known of evictions under way, and of who reads what may be evicted.
-#[derive(Debug, Default)]
-pub(crate) struct Evictions {
-    /// One eviction at a time.
-    turn: Mutex<Turn>,
-    /// Runs that are being evicted: their folders are gone, and the index may still have them.
-    going: Mutex<HashMap<JobRunId, Tombstone>>,
-    /// Runs that are being read, whether they are over or not yet.
-    readers: Mutex<Readers>,
-}
-
-/// What only the one that evicts looks at.
-#[derive(Debug)]
-pub(crate) struct Turn {
-    /// Whether something may be in the trash.
-    trash: bool,
-    /// Runs that could not be evicted: others go in their place.
-    refused: HashSet<RunNumber>,
-    /// Those of them that may go the next time.
-    busy: Vec<RunNumber>,
-    /// When freeing space was last tried in vain.
-    in_vain: Option<Instant>,
-    /// What takes up space beside the runs and the index, as it was seen last.
-    beside: Option<u64>,
-}
-
-impl Turn {
-    /// Passes over a run until somebody evicts the next time.
-    fn refuse_for_now(&mut self, number: RunNumber) {
-        self.refused.insert(number);
-        self.busy.push(number);
-    }
-}
-
-impl Default for Turn {
-    fn default() -> Self {
-        Self { trash: true, refused: HashSet::new(), busy: Vec::new(), in_vain: None, beside: None }
-    }
-}
-
-#[derive(Debug, Default)]
-struct Readers {
-    by_id: HashMap<JobRunId, Weak<LiveRun>>,
-    /// How many there may be before those that are done are let go of.
-    sweep_at: usize,
-}
 
 /// How much is to go at once, and what is done with it.
 #[derive(Clone, Copy, Debug)]
@@ -106,63 +59,6 @@ struct Victim {
 
 fn heard_later(error: &LogError) -> String {
     format!("the index hears later of what was evicted: {error}")
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Evictions {
-    /// Keeps everybody from evicting.
-    pub(crate) fn none_for_now(&self) -> MutexGuard<'_, Turn> {
-        lock(&self.turn)
-    }
-
-    /// What is left of a run that is just being evicted.
-    pub(crate) fn going(&self, id: &JobRunId) -> Option<Tombstone> {
-        lock(&self.going).get(id).cloned()
-    }
-
-    /// Notes that a run is read: who reads it wants to know when it is evicted. Gives the run that others read
-    /// already.
-    pub(crate) fn note_reader(&self, run: Arc<LiveRun>) -> Arc<LiveRun> {
-        let mut readers = lock(&self.readers);
-        if let Some(known) = readers.by_id.get(&run.id).and_then(Weak::upgrade)
-            && known.number == run.number
-        {
-            return known;
-        }
-        if readers.by_id.len() >= readers.sweep_at {
-            readers.by_id.retain(|_, run| run.strong_count() > 0);
-            readers.sweep_at = 64.max(readers.by_id.len() * 2);
-        }
-        readers.by_id.insert(run.id.clone(), Arc::downgrade(&run));
-        run
-    }
-
-    /// Whether somebody reads a run at this moment.
-    pub(crate) fn has_reader(&self, id: &JobRunId) -> bool {
-        lock(&self.readers).by_id.get(id).is_some_and(|run| run.strong_count() > 0)
-    }
-
-    /// From now on nobody finds the run, and who reads it knows that it is going.
-    fn hide(&self, stone: &Tombstone) {
-        lock(&self.going).insert(stone.id.clone(), stone.clone());
-        self.tell_readers(&stone.id, Some(stone));
-    }
-
-    /// The run stays after all.
-    fn show(&self, id: &JobRunId) {
-        lock(&self.going).remove(id);
-        self.tell_readers(id, None);
-    }
-
-    fn tell_readers(&self, id: &JobRunId, stone: Option<&Tombstone>) {
-        let run = lock(&self.readers).by_id.get(id).and_then(Weak::upgrade);
-        if let Some(run) = run {
-            run.change(|state| state.evicted = stone.cloned().map(Box::new));
-        }
-    }
 }
 
 impl Shared {

@@ -1,24 +1,23 @@
 //! How far a run has come, told by its folder alone: by its journal where that is sound, by counting the lines of
 //! its logs where there is none or where it ends too early.
 
-use std::fs;
-use std::time::{Duration, SystemTime};
+mod plain;
 
 use crate::error::LogError;
 use crate::index::progress::{
     Checkpointer, Checkpoints, Cuts, GapAt, LineCheckpoint, MAX_GAPS, Progress, Resume,
 };
 use crate::journal::{Arrival, Record, What};
-use crate::layout::{RunFolder, metadata_of};
+use crate::layout::RunFolder;
 use crate::line::{LineNumber, Stream, UnixMicros};
 use crate::logfile::{Fetched, Io, ReadFile, count_lines, whole_lines};
-use crate::run::{Gap, JobMetadata, JobRunId, RunSpec, RunState, StreamTotals};
+use crate::run::{Gap, JobMetadata, JobRunId, StreamTotals};
 use crate::store::file::copied;
 use crate::store::file::marks::{Entry, JournalReader};
+use plain::{plain_end, plain_metadata};
 
-/// A folder without a journal and without `metadata.json` counts as a run that goes on for as long as its logs
-/// grew within this time.
-const QUIET: Duration = Duration::from_secs(60 * 60);
+pub(crate) use plain::{last_touched, written_end};
+
 /// How much of a log is read at once when its lines have to be counted.
 pub(crate) const SCAN_BYTES: usize = 256 * 1024;
 
@@ -324,201 +323,5 @@ fn is_behind_a_record(journal: &mut JournalReader, place: u64) -> Result<bool, L
     }
 }
 
-/// The end of a run without a journal: `metadata.json` by another tool, or long silence.
-fn plain_end(folder: &RunFolder, run: &JobMetadata) -> Result<Option<Box<JobMetadata>>, LogError> {
-    if let Some(run) = written_end(folder, run.id(), run.started_at)? {
-        let [stdout, stderr] = copied::lengths(folder);
-        let is_whole = run.stdout.bytes <= stdout && run.stderr.bytes <= stderr;
-        return Ok((is_whole || !copied::is_changing(folder)).then(|| Box::new(run)));
-    }
-    let touched = last_touched(folder);
-    let is_quiet = touched.elapsed().is_ok_and(|silence| silence > QUIET);
-    // A folder that is gone says nothing of how its run ended.
-    if !(is_quiet || journal_is_abandoned(folder)?) || !folder.is_there() {
-        return Ok(None);
-    }
-    Ok(Some(Box::new(JobMetadata { state: RunState::Lost { ended: touched.into() }, ..run.clone() })))
-}
-
-/// A run as its `metadata.json` says that it ended, if it says so.
-pub(crate) fn written_end(
-    folder: &RunFolder,
-    id: &JobRunId,
-    started_at: UnixMicros,
-) -> Result<Option<JobMetadata>, LogError> {
-    match folder.read_metadata() {
-        Ok(Some(mut run)) if run.state.is_over() => {
-            // A folder that was copied or renamed still has the name of the other in it.
-            run.spec.id = id.clone();
-            Ok(Some(with_times(run, folder, started_at)))
-        }
-        Ok(_) => Ok(None),
-        Err(LogError::Corrupt { path, what }) => {
-            // It may be half written by a tool that does not rename.
-            tracing::debug!(path = %path.display(), what, "metadata.json can't be read now");
-            Ok(None)
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// Whether there is a journal that tells nothing, and nobody who writes it: of a run that had just begun when the
-/// machine stopped.
-fn journal_is_abandoned(folder: &RunFolder) -> Result<bool, LogError> {
-    let journal = ReadFile::open_if_there(&folder.journal())?;
-    let is_free = journal.map_or(Ok(false), |journal| journal.is_locked().map(|locked| !locked))?;
-    Ok(is_free && !copied::is_changing(folder))
-}
-
-/// What is known of a run whose folder has no journal.
-fn plain_metadata(folder: &RunFolder, id: &JobRunId) -> Result<JobMetadata, LogError> {
-    let started = created(folder)?;
-    match folder.read_metadata() {
-        Ok(Some(run)) if run.id() == id => return Ok(with_times(run, folder, started)),
-        Ok(_) => {}
-        // It may be half written by a tool that does not rename.
-        Err(error @ LogError::Corrupt { .. }) => {
-            tracing::warn!(%error, "until it can be read the run counts as one that goes on");
-        }
-        Err(error) => return Err(error),
-    }
-    Ok(JobMetadata::started(RunSpec { created_at: started, ..RunSpec::new(id.clone()) }, started))
-}
-
-fn created(folder: &RunFolder) -> Result<UnixMicros, LogError> {
-    let path = folder.path();
-    let created = fs::metadata(path).and_then(|folder| folder.created().or_else(|_| folder.modified()));
-    Ok(created.map_err(LogError::io("looking at", path))?.into())
-}
-
-/// Takes times that a document lacks from the files.
-fn with_times(mut run: JobMetadata, folder: &RunFolder, started: UnixMicros) -> JobMetadata {
-    let unknown = UnixMicros::default();
-    if run.started_at == unknown {
-        run.started_at = started;
-    }
-    if run.spec.created_at == unknown {
-        run.spec.created_at = run.started_at;
-    }
-    if run.state.ended() == Some(unknown) {
-        run.state = run.state.ended_at(last_touched(folder).into());
-    }
-    run
-}
-
-/// When something was last written to a run's logs or journal.
-pub(crate) fn last_touched(folder: &RunFolder) -> SystemTime {
-    let own = fs::metadata(folder.path());
-    let files = folder.parts().map(|part| metadata_of(&part)).into_iter().chain([own]);
-    let touched = files.filter_map(|file| file.and_then(|file| file.modified()).ok());
-    touched.max().unwrap_or(SystemTime::UNIX_EPOCH)
-}
-
 #[cfg(test)]
-mod tests {
-    use proptest::collection::vec;
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::journal::JournalWriter;
-    use crate::layout::Layout;
-    use crate::logfile::AppendFile;
-    use crate::run::GapReason;
-
-    /// A journal of marks and holes, as a writer would have made them.
-    fn journal(arrivals: &[(bool, u16, u32, u8)]) -> (tempfile::TempDir, RunFolder, JobRunId) {
-        let folder = tempfile::tempdir().unwrap();
-        let layout = Layout::new(folder.path());
-        let id: JobRunId = "r".parse().unwrap();
-        let of_run = layout.run(&id);
-        fs::create_dir_all(of_run.path()).unwrap();
-        let run = JobMetadata::started(RunSpec::new(id.clone()), UnixMicros(1_000));
-        let mut writer = JournalWriter::begin(AppendFile::create(of_run.journal()).unwrap(), &run).unwrap();
-        let mut records = Vec::new();
-        for &(stderr, lines, bytes, kind) in arrivals {
-            let stream = if stderr { Stream::Stderr } else { Stream::Stdout };
-            let (lines, bytes) = (u64::from(lines), u64::from(bytes));
-            let what = match kind {
-                0 => What::Gap(GapReason::DiskFull),
-                _ if lines > 0 => What::Mark { unterminated: bytes / 3 },
-                _ => What::Mark { unterminated: 0 },
-            };
-            // A hole covers whole lines, and a mark in which no line ends has nothing in it.
-            let (lines, bytes) = match what {
-                What::Gap(_) => (lines + 1, bytes),
-                What::Mark { .. } => (lines, if lines == 0 { 0 } else { bytes }),
-            };
-            let what = if bytes == 0 && kind != 0 { What::Mark { unterminated: 0 } } else { what };
-            records.push(Arrival { after_micros: 1 + u64::from(kind), stream, lines, bytes, what });
-        }
-        writer.append_arrivals(&records, true, |_, _| ()).unwrap();
-        (folder, of_run, id)
-    }
-
-    /// The places to go on from, and how many lines and places come before each, itself included.
-    fn resumes(all: &News, started_at: UnixMicros, whole: &Tracker) -> Vec<(Resume, [usize; 2])> {
-        let mut found = Vec::new();
-        for (index, &progress) in all.found.places.iter().enumerate() {
-            // Each record has a time of its own.
-            let lines = all.found.lines.partition_point(|at| at.time <= progress.time);
-            let mut next_offset = [Checkpointer::EVERY_BYTES; 2];
-            for line in &all.found.lines[..lines] {
-                next_offset[line.stream.index()] = line.offset + Checkpointer::EVERY_BYTES;
-            }
-            let before = |at: &&GapAt| at.gap.after.0 + at.gap.lines <= progress.of(at.gap.stream).lines;
-            let gaps = all.gaps.iter().filter(before).copied().collect();
-            let checkpointer = Checkpointer::behind_a_place(next_offset);
-            let cuts = Cuts::default();
-            found.push((Resume { started_at, progress, checkpointer, gaps, cuts }, [lines, index + 1]));
-        }
-        assert!(whole.progress.journal > 0);
-        found
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(48))]
-
-        #[test]
-        fn going_on_from_a_place_finds_what_reading_all_finds(
-            arrivals in vec((any::<bool>(), 0..40u16, 0..9_000u32, 0..20u8), 2_000..5_000),
-        ) {
-            let (_folder, folder, id) = journal(&arrivals);
-            let (mut whole, run, _) = Tracker::open(&folder, &id, None).unwrap();
-            let mut all = News { indexed: true, ..News::default() };
-            whole.catch_up(&folder, &run, &mut all).unwrap();
-            let places = resumes(&all, run.started_at, &whole);
-            prop_assert_eq!(places.len(), arrivals.len() / 1024);
-            for (resume, [lines, found]) in places {
-                let began = resume.progress.journal;
-                let (mut resumed, _, mut gaps) = Tracker::open(&folder, &id, Some(resume)).unwrap();
-                prop_assert_eq!(resumed.progress.journal, began, "nothing before it is read");
-                let mut rest = News { indexed: true, ..News::default() };
-                resumed.catch_up(&folder, &run, &mut rest).unwrap();
-                gaps.append(&mut rest.gaps);
-                prop_assert_eq!(&gaps, &all.gaps);
-                prop_assert_eq!(resumed.progress, whole.progress);
-                prop_assert_eq!(resumed.checkpointer, whole.checkpointer);
-                prop_assert_eq!(&rest.found.lines, &all.found.lines[lines..]);
-                prop_assert_eq!(&rest.found.places, &all.found.places[found..]);
-            }
-        }
-    }
-
-    #[test]
-    fn a_place_that_the_journal_does_not_bear_out_is_not_used() {
-        let (_folder, folder, id) = journal(&[(false, 2, 10, 1); 1_100]);
-        let (mut whole, run, _) = Tracker::open(&folder, &id, None).unwrap();
-        let mut all = News { indexed: true, ..News::default() };
-        whole.catch_up(&folder, &run, &mut all).unwrap();
-        let (resume, _) = resumes(&all, run.started_at, &whole).remove(0);
-        let opened = |resume| Tracker::open(&folder, &id, Some(resume)).unwrap().0.progress;
-        assert_eq!(opened(resume.clone()), resume.progress);
-        let start = Tracker::open(&folder, &id, None).unwrap().0.progress;
-        for shift in [1, 1_000_000] {
-            let mut moved = resume.clone();
-            moved.progress.journal += shift;
-            assert_eq!(opened(moved), start);
-        }
-        assert_eq!(opened(Resume { started_at: UnixMicros(2), ..resume }), start, "of another run");
-    }
-}
+mod tests;

@@ -1,5 +1,7 @@
 //! Runs whose turn it is and that can't go.
 
+use std::sync::Arc;
+
 use super::*;
 use crate::index::Known;
 use crate::run::{Exit, RunSpec};

@@ -9,7 +9,8 @@ use crate::run::{JobMetadata, Tombstone};
 use crate::store::file::reconcile::mend;
 use crate::store::file::shared::Shared;
 
-use super::{BATCH, Turn, lock};
+use super::BATCH;
+use super::evictions::{Turn, lock};
 
 /// A row that leaves the index, if it has one of the run, and what takes its place.
 type Evicted = (Option<RunNumber>, Tombstone);
