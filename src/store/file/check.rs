@@ -142,7 +142,8 @@ pub fn check_index(
     let layout = Layout::new(folder.as_ref());
     let lock = StoreLock::take(&layout.index())?;
     let listing = layout.list()?;
-    let trash = layout.list_trash()?;
+    let mut trash = layout.list_trash()?;
+    trash.retain(|trashed| trashed.folder.has_own_files());
     let mut check = Check {
         layout,
         options,
@@ -230,7 +231,7 @@ impl Check {
 
     /// Looks for evictions that were cut short.
     fn trash(&mut self, trash: Vec<Trashed>) -> Result<(), LogError> {
-        for trashed in trash.into_iter().filter(|trashed| trashed.folder.has_own_files()) {
+        for trashed in trash {
             let detail = format!("{} was being evicted", trashed.folder.path().display());
             let repair = match &self.index {
                 Some(index) if self.options.repair => finish_eviction(index, &self.layout, &trashed)?,
@@ -383,20 +384,12 @@ impl Check {
                     finding.repair = done(&format!("made anew, with {} runs", rebuilt.runs));
                 }
             }
-            self.finish_what_is_left_in_trash()?;
+            // The new index has what they tell.
+            for (finding, trashed) in &self.left_in_trash {
+                self.report.findings[*finding].repair = remove_trashed(trashed)?;
+            }
         }
         Ok(self.report)
-    }
-
-    fn finish_what_is_left_in_trash(&mut self) -> Result<(), LogError> {
-        if self.left_in_trash.is_empty() {
-            return Ok(());
-        }
-        let Some(index) = Index::open_as_it_is(self.layout.index())? else { return Ok(()) };
-        for (finding, trashed) in &self.left_in_trash {
-            self.report.findings[*finding].repair = finish_eviction(&index, &self.layout, trashed)?;
-        }
-        index.close()
     }
 
     /// Writes the rows of a run as its folder gives them.
@@ -414,6 +407,10 @@ fn finish_eviction(index: &Index, layout: &Layout, trashed: &Trashed) -> Result<
     if let Some(row) = outstanding(index, layout, trashed, &RetentionPolicy::OFF)? {
         index.evict(&[row])?;
     }
+    remove_trashed(trashed)
+}
+
+fn remove_trashed(trashed: &Trashed) -> Result<Repair, LogError> {
     trashed.folder.remove_own_files(Removal::Everything)?;
     Ok(done("removed"))
 }

@@ -73,11 +73,73 @@ fn a_check_finds_and_finishes_it_too() {
     finished(folder.path());
 }
 
+/// With runs beside it, and as the only thing that is left.
+#[test]
+fn a_check_without_the_index_finishes_it_when_there_is_one_again() {
+    for others in [true, false] {
+        let folder = moved_to_trash();
+        if !others {
+            ["2", "3"]
+                .iter()
+                .for_each(|run| fs::remove_dir_all(folder.path().join("job_runs").join(run)).unwrap());
+        }
+        fs::remove_file(folder.path().join("index.redb")).unwrap();
+        let check =
+            |repair| check_index(folder.path(), CheckOptions { deep: false, repair }, |_| ()).unwrap();
+        let kinds: Vec<_> = check(false).findings.iter().map(|finding| finding.kind).collect();
+        assert_eq!(kinds, [FindingKind::IndexMissing, FindingKind::Leftover]);
+        assert_eq!(trash(folder.path()).len(), 1, "looking changes nothing");
+        let report = check(true);
+        assert!(report.is_clean(), "{report:?}");
+        assert_eq!(trash(folder.path()), [""; 0]);
+        assert_eq!(findings(folder.path()), []);
+        let store = open(folder.path());
+        assert_eq!(tombstone(&store, "1").lines, 1_000);
+        assert_eq!(left(&store).len(), if others { 2 } else { 0 });
+    }
+}
+
+/// What others put into the folder of an evicted run stays there, and is no eviction that was cut short.
+#[test]
+fn a_trash_that_holds_nothing_of_ours_asks_for_no_index() {
+    let folder = tempfile::tempdir().unwrap();
+    let trashed = folder.path().join("trash/1.1790000000000000-expired");
+    fs::create_dir_all(&trashed).unwrap();
+    fs::create_dir(folder.path().join("job_runs")).unwrap();
+    fs::write(trashed.join("notes.txt"), "mine").unwrap();
+    for repair in [false, true] {
+        assert_eq!(
+            check_index(folder.path(), CheckOptions { deep: false, repair }, |_| ()).unwrap().findings,
+            []
+        );
+    }
+    assert!(!folder.path().join("index.redb").exists() && trashed.join("notes.txt").exists());
+}
+
+#[test]
+fn a_rebuild_keeps_what_is_left_of_runs_in_the_trash() {
+    for has_index in [true, false] {
+        let folder = moved_to_trash();
+        if !has_index {
+            fs::remove_file(folder.path().join("index.redb")).unwrap();
+        }
+        let report = rebuild_index(folder.path(), |_| ()).unwrap();
+        assert_eq!((report.runs, report.tombstones), (2, 1));
+        assert_eq!(trash(folder.path()).len(), 1, "its files are the next service's");
+        // Known before anybody looks into the trash again.
+        fs::rename(folder.path().join("trash"), folder.path().join("elsewhere")).unwrap();
+        assert_eq!(tombstone(&open(folder.path()), "1").lines, 1_000);
+        fs::rename(folder.path().join("elsewhere"), folder.path().join("trash")).unwrap();
+        finished(folder.path());
+    }
+}
+
 #[test]
 fn a_run_that_has_the_id_of_one_in_the_trash_is_left_alone() {
     let folder = moved_to_trash();
     let other = FileLogStore::open_folder(folder.path(), FileStoreOptions::default()).unwrap();
     ended(&other, "1", Duration::ZERO, 2);
+    assert_eq!(rebuild_index(folder.path(), |_| ()).unwrap().tombstones, 0);
     let store = open(folder.path());
     wait_until("the trash is empty", || trash(folder.path()).is_empty());
     assert_eq!(left(&store), ["1", "2", "3"]);
@@ -132,23 +194,4 @@ fn gc_killed_at(databuild: &Databuild, point: &str) -> bool {
     let logs = databuild.home.path().join("logs");
     let args = ["gc", "--max-size", "1", "--keep-last", "1", "--log-dir", logs.to_str().unwrap()];
     databuild.run_killed_at(point, &[], &args).code != Some(0)
-}
-
-/// What is in the trash alone tells of the run, and which of the two comes first changes nothing.
-#[test]
-fn a_repair_without_an_index_and_a_rebuild_keep_what_the_trash_tells() {
-    let repair = |folder: &Path| {
-        let report = check_index(folder, CheckOptions { deep: false, repair: true }, |_| ()).unwrap();
-        assert!(report.is_clean(), "{report:?}");
-    };
-    let rebuild = |folder: &Path| assert_eq!(rebuild_index(folder, |_| ()).unwrap().tombstones, 1);
-    for rebuilds_first in [false, true] {
-        let folder = moved_to_trash();
-        fs::remove_file(folder.path().join("index.redb")).unwrap();
-        if rebuilds_first {
-            rebuild(folder.path());
-        }
-        repair(folder.path());
-        finished(folder.path());
-    }
 }
