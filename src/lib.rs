@@ -27,7 +27,7 @@
 //! | `client/` | How is a log read over connections that break? `sse` parses, `decode` makes batches of events, `reader` reconnects. |
 //! | `wire.rs` | What do the service and its client say to each other? The cursor, and the JSON. |
 //! | `runner/` | How is a job executed, and how does its output get into the log? `command` starts it, `pump` is its thread, `directive` what a job says to us, `events` what its caller is told, `control` signals, `tee` the copy for who watches. |
-//! | `store/` | What can one ask of logs? The trait; `read` its words, `follow` the one loop behind every read. |
+//! | `store/` | What can one ask of logs? The trait; `read`, `end` and `query` its words, `strings` what speaks of strings, `follow` the one loop behind every read. |
 //! | `store/file/` | How are runs kept in files? See below. |
 //! | `store/buffered/`, `store/composite/` | How are appends gathered; how do several stores act as one? |
 //! | `store/conformance/` | What does every store have to do? |
@@ -43,7 +43,7 @@
 //! the runs of this process; `adopt` and `watch` see the runs of other processes, and `copied` tells whether somebody
 //! is just copying one; `shared` holds the runs in memory by id. `source` is a read of one run: `places` finds where
 //! it begins, `lines` cuts lines out of a log, `marks` says in which order they came, and `cuts` what is given up of a
-//! run that is too large, which `writer/cap.rs` decides. `commit` brings what waits to the index, and `list` lists.
+//! run that is too large, which `writer/cap.rs` decides, or that somebody made shorter, which `writer/shortened.rs` sees. `commit` brings what waits to the index, and `list` lists.
 //! `evict` removes runs step by step, and `evictor` is the thread that sees when it is time; `compressor` is the thread
 //! that compresses runs some time after their end, and `compress` puts the files in their place. `handle` says who
 //! keeps a store open, and how its threads get at it.

@@ -330,6 +330,21 @@ impl ReadFile {
         }
     }
 
+    /// Opens the file that is at the path now, if the one that is open was deleted and another is there. Gives whether
+    /// that is so.
+    pub(crate) fn follow_name(&mut self) -> Result<bool, LogError> {
+        let is_deleted = |file: &File| file.metadata().is_ok_and(|file| file.nlink() == 0);
+        if !self.source.file().is_some_and(is_deleted) {
+            return Ok(false);
+        }
+        let other = Source::open(&self.path)?;
+        let is_there = !matches!(other, Source::None);
+        if is_there {
+            self.source = other;
+        }
+        Ok(is_there)
+    }
+
     /// Reads up to `length` bytes from `offset` on.
     pub(crate) fn read(&mut self, offset: u64, length: usize, io: Io) -> Result<Fetched, LogError> {
         if matches!(self.source, Source::None) {
@@ -338,27 +353,6 @@ impl ReadFile {
             }
             self.source = Source::open(&self.path)?;
         }
-        let read = self.read_source(offset, length, io)?;
-        if let (Source::Plain(file), Fetched::Bytes(bytes)) = (&self.source, &read)
-            && bytes.is_empty()
-            // A journal is never made anew: who holds it goes on to see whether its writer lives.
-            && self.path.extension().is_some_and(|extension| extension == "log")
-            && file.metadata().is_ok_and(|file| file.nlink() == 0)
-        {
-            // It was deleted since it was opened; what its writer wrote since is in another, if it wrote anything.
-            if io == Io::CachedOnly {
-                return Ok(Fetched::WouldBlock);
-            }
-            let anew = Source::open(&self.path)?;
-            if !matches!(anew, Source::None) {
-                self.source = anew;
-                return self.read_source(offset, length, io);
-            }
-        }
-        Ok(read)
-    }
-
-    fn read_source(&mut self, offset: u64, length: usize, io: Io) -> Result<Fetched, LogError> {
         let file = match &mut self.source {
             Source::None => return Ok(Fetched::Bytes(Bytes::new())),
             Source::Compressed(file) => return file.read(offset, length, io),

@@ -79,6 +79,10 @@ impl ForeignRun {
         }
         // Looked at before the journal: of every hole before these bytes, the journal tells by then.
         let lengths = copied::lengths(&self.run.folder);
+        if lengths == [0, 0] && !self.run.folder.is_there() {
+            // The journal is open and can still be read, but what it tells of is away.
+            return Ok(false);
+        }
         let indexed = self.run.number.is_some();
         let copied = self.is_being_copied().then_some(lengths);
         let mut news = News { indexed, copied, ..News::default() };

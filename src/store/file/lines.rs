@@ -214,6 +214,10 @@ impl LineReader {
         }
         let length = usize::try_from(end - self.scanned).unwrap_or(usize::MAX).min(self.chunk_bytes);
         match self.read(self.scanned, length, io)? {
+            // Somebody may have deleted the log, and its writer made it anew.
+            Read::Bytes(bytes) if bytes.is_empty() && io == Io::MayBlock && self.file.follow_name()? => {
+                self.fill(end, io)
+            }
             Read::Bytes(bytes) if bytes.is_empty() => Ok(Filled::Missing),
             Read::Bytes(bytes) => {
                 self.chunk = bytes;

@@ -214,11 +214,8 @@ fn carry_out(shared: &Arc<Shared>, task: Task) {
 
 fn check_writer(shared: &Shared, foreign: &crate::store::file::adopt::ForeignRun) {
     let is_gone = || !foreign.run.folder.is_there();
-    if shared.check_home().is_err() {
-        return;
-    }
     if is_gone() {
-        // It may just have gone with the whole log folder, or come back with it.
+        // It may have gone with the whole log folder, or just come back with it.
         if shared.check_home().is_ok() && is_gone() {
             shared.forget(foreign);
         }

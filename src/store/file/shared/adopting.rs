@@ -126,9 +126,6 @@ impl Shared {
     /// Called when a run of another process may have come further. Gives false if it was let go of, to be taken up
     /// anew.
     pub(crate) fn catch_up(&self, foreign: &ForeignRun) -> bool {
-        if self.check_home().is_err() {
-            return true;
-        }
         if self.index.is_some() && foreign.has_got_journal() {
             self.take_up_anew(foreign);
             return false;
