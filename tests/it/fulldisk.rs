@@ -127,8 +127,7 @@ async fn a_job_outlives_a_full_disk_and_is_recorded_again_when_there_is_room() {
     let databuild = no_floor();
     let disk = SmallDisk::at(databuild.home.path().join("logs"), 16);
     let service = databuild.start(&["serve", "--listen", "127.0.0.1:0"]);
-    service.wait_for("listening on ");
-    let url = service.stderr().split("listening on ").nth(1).unwrap().split(',').next().unwrap().to_owned();
+    let url = service.address().unwrap();
     let mut command = databuild.command(&["run", "--quiet", "--id", "r", "--", "sh", "-c", "cat; exit 5"]);
     let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
     let mut input = child.stdin.take().unwrap();
@@ -392,8 +391,7 @@ fn while_a_disk_does_not_get_done_with_a_sync_the_run_is_read_and_others_go_on()
     let hangs =
         ["--seccomp-bpf", "-e", "trace=fsync,fdatasync", "-e", delay, "-P", unfinished.to_str().unwrap()];
     let service = databuild.start_traced(&trace, &hangs, &["serve", "--listen", "127.0.0.1:0"]);
-    service.wait_for("listening on ");
-    let url = service.stderr().split("listening on ").nth(1).unwrap().split(',').next().unwrap().to_owned();
+    let url = service.address().unwrap();
     let is_written = || fs::metadata(&unfinished).is_ok_and(|file| file.len() > 0);
     until(is_written, || "no metadata.json is written".to_owned());
     let asking = Databuild::asking(&url);

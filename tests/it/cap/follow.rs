@@ -6,14 +6,21 @@ use std::thread;
 use std::time::Duration;
 
 use databuild_logs::{Client, ClientEnd, ClientEvent, Completion, LogQuery};
+use tokio::sync::watch;
 
 use super::*;
 use crate::support::cli::{Databuild, Running, until};
 
 const CAP: u64 = 300_000;
 
-/// Reads on after every pause, to the end of the run.
-async fn follow_slowly(store: FileLogStore, view: View, times: bool) -> Shown {
+/// Reads to the end of the run, and every now and then waits until so much more is printed that what comes next is given
+/// up.
+async fn follow_slowly(
+    store: FileLogStore,
+    view: View,
+    times: bool,
+    mut printed: watch::Receiver<u64>,
+) -> Shown {
     let options = ReadOptions { follow: true, times, batch_bytes: 3_000, ..ReadOptions::new(view) };
     let mut events = store.read(&id("r"), options).unwrap();
     let mut shown = Shown::default();
@@ -22,7 +29,9 @@ async fn follow_slowly(store: FileLogStore, view: View, times: bool) -> Shown {
         shown.event(event.unwrap());
         count += 1;
         if count % 16 == 0 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            let enough = *printed.borrow() + 2 * CAP;
+            // The job may be over first.
+            let _ = printed.wait_for(|bytes| *bytes >= enough).await;
         }
     }
     shown
@@ -32,15 +41,18 @@ async fn follow_slowly(store: FileLogStore, view: View, times: bool) -> Shown {
 async fn follow_while_printing(writing: FileLogStore, reading: FileLogStore) {
     let mut job = Job::start(&writing, "r");
     let views = [(View::STDOUT, false), (View::STDOUT, true), (View::STDERR, false), (View::All, true)];
-    let followers = views.map(|(view, times)| tokio::spawn(follow_slowly(reading.clone(), view, times)));
+    let (printed, is_printed) = watch::channel(0);
+    let follow = |(view, times)| follow_slowly(reading.clone(), view, times, is_printed.clone());
+    let followers = views.map(|view| tokio::spawn(follow(view)));
     let printing = tokio::task::spawn_blocking(move || {
-        while job.bytes.iter().sum::<u64>() < 60 * CAP {
+        while *printed.borrow() < 60 * CAP {
             job.print(OUT, 50);
             job.print(ERR, 40);
+            printed.send_replace(job.bytes.iter().sum());
             thread::sleep(Duration::from_micros(500));
         }
-        let printed = job.printed;
-        (printed, job.finish())
+        let lines = job.printed;
+        (lines, job.finish())
     });
     let (printed, run) = printing.await.unwrap();
     for ((view, times), follower) in views.into_iter().zip(followers) {
@@ -105,8 +117,7 @@ async fn follow_service(client: Client, pause: Duration) -> (Shown, Completion) 
 async fn slow_clients_of_a_service_follow_a_job_of_another_process() {
     let databuild = Databuild::new().with("DATABUILD_LOG_MAX_RUN_SIZE_MB", "0.3");
     let service = databuild.start(&["serve", "--listen", "127.0.0.1:0"]);
-    service.wait_for("listening on ");
-    let url = service.stderr().split("listening on ").nth(1).unwrap().split(',').next().unwrap().to_owned();
+    let url = service.address().unwrap();
     let mut command = databuild.command(&["run", "--quiet", "--id", "r", "--", "cat"]);
     let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
     let mut input = child.stdin.take().unwrap();

@@ -7,9 +7,7 @@ use crate::support::cli::{Databuild, NOBODY, Running};
 /// A service on a free port, and where it is.
 pub(super) fn serving(databuild: &Databuild) -> (Running, String) {
     let service = databuild.start(&["serve", "--listen", "127.0.0.1:0"]);
-    service.wait_for("listening on http://127.0.0.1:");
-    let said = service.stderr();
-    let url = said.split("listening on ").nth(1).unwrap().split(',').next().unwrap().to_owned();
+    let url = service.address().unwrap();
     (service, url)
 }
 

@@ -35,8 +35,7 @@ fn assert_evicted(databuild: &Databuild, runs: &[&str], what: &str) {
 
 fn serve(databuild: &Databuild) -> (Running, Databuild) {
     let service = databuild.start(&["serve", "--listen", "127.0.0.1:0"]);
-    service.wait_for("listening on ");
-    let url = service.stderr().split("listening on ").nth(1).unwrap().split(',').next().unwrap().to_owned();
+    let url = service.address().unwrap();
     (service, Databuild::asking(url))
 }
 

@@ -154,8 +154,7 @@ fn serve_through(call: &str, error: &str, when: &str) {
         &options,
         &["serve", "--listen", "127.0.0.1:0"],
     );
-    service.wait_for("listening on ");
-    let url = service.stderr().split("listening on ").nth(1).unwrap().split(',').next().unwrap().to_owned();
+    let url = service.address().unwrap();
     let asking = Databuild::asking(url);
     let mut command = databuild.command(&["run", "--quiet", "--id", "live", "--", "cat"]);
     let mut child = command.stdin(Stdio::piped()).spawn().unwrap();

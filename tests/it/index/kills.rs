@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use super::faults::{LINES, block_on, logs, make_folder};
 use super::{assert_numbered, id, index_file, lines, open};
 use crate::crash::databuild;
-use crate::support::cli::{Databuild, Done, Running, until};
+use crate::support::cli::{Databuild, Done, NOBODY, until};
 use crate::support::copy_folder;
 
 /// What a service that may be gone has confirmed.
@@ -24,8 +24,9 @@ struct Confirmed {
 
 /// A life of a service, with all that it does. Gives what it confirmed, and how it ended.
 fn live(databuild: &Databuild, point: &str, files: &[PathBuf]) -> (Confirmed, Done) {
-    let service = serve_until(databuild, point, files);
-    let asking = Databuild::asking(address_of(&service));
+    // Without the tracer between them a signal is the service's.
+    let service = databuild.start_killed_at(&["-D"], point, files, &["serve", "--listen", "127.0.0.1:0"]);
+    let asking = Databuild::asking(service.address().unwrap_or_else(|| NOBODY.to_owned()));
     for job in ["job-1", "job-2"] {
         databuild.run(&["run", "--quiet", "--id", job, "--", "echo", job]).code(0);
     }
@@ -50,31 +51,6 @@ fn live(databuild: &Databuild, point: &str, files: &[PathBuf]) -> (Confirmed, Do
     );
     service.signal(Signal::TERM);
     (Confirmed { pin, eviction }, service.done())
-}
-
-/// Starts a service that is killed at this call, at the latest when it is signalled to stop.
-fn serve_until(databuild: &Databuild, point: &str, files: &[PathBuf]) -> Running {
-    let (call, when) = point.split_once(':').unwrap();
-    let (trace, inject) = (format!("trace={call}"), format!("inject={call}:signal=KILL:{when}"));
-    let mut options = vec!["-D", "-e", &trace, "-e", &inject];
-    for file in files {
-        options.extend(["-P", file.to_str().unwrap()]);
-    }
-    databuild.start_traced(Path::new("/dev/null"), &options, &["serve", "--listen", "127.0.0.1:0"])
-}
-
-/// Where a service listens; somewhere else if it died before it said so.
-fn address_of(service: &Running) -> String {
-    let mut address = None;
-    until(
-        || {
-            address = service.stderr().split("listening on ").nth(1).map(str::to_owned);
-            address.is_some() || service.is_over()
-        },
-        || format!("it neither listens nor ends: {}", service.stderr()),
-    );
-    let address = address.as_deref().and_then(|text| text.split(',').next());
-    address.unwrap_or("http://127.0.0.1:1").to_owned()
 }
 
 /// What whoever opens the folder next finds: all that was recorded and confirmed, and nothing that disagrees.

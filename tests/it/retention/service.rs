@@ -10,9 +10,7 @@ use crate::support::http::Server;
 
 fn serving(databuild: &Databuild) -> (Running, String) {
     let service = databuild.start(&["serve", "--listen", "127.0.0.1:0"]);
-    service.wait_for("listening on http://127.0.0.1:");
-    let said = service.stderr();
-    let url = said.split("listening on ").nth(1).unwrap().split(',').next().unwrap().to_owned();
+    let url = service.address().unwrap();
     (service, url)
 }
 
@@ -226,8 +224,7 @@ fn calls_of_gc(runs: u32) -> String {
     let trace = databuild.home.path().join("trace");
     let options = ["-y", "-e", "trace=%file,getdents64"];
     let service = databuild.start_traced(&trace, &options, &["serve", "--listen", "127.0.0.1:0"]);
-    service.wait_for("listening on ");
-    let url = service.stderr().split("listening on ").nth(1).unwrap().split(',').next().unwrap().to_owned();
+    let url = service.address().unwrap();
     let asking = Databuild::asking(&url);
     // What it looks at when it opens the folder, and the first time it adds up, is over then.
     asking.run(&["runs"]).code(0);

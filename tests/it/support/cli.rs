@@ -95,13 +95,24 @@ impl Databuild {
 
     /// Runs until a thread makes this call for the third time (`write:when=3`), and is killed then; children are not.
     pub(crate) fn run_killed_at(&self, point: &str, files: &[PathBuf], args: &[&str]) -> Done {
+        self.start_killed_at(&["-b", "execve"], point, files, args).done()
+    }
+
+    /// Starts what is killed there, under a tracer with these options too.
+    pub(crate) fn start_killed_at(
+        &self,
+        options: &[&str],
+        point: &str,
+        files: &[PathBuf],
+        args: &[&str],
+    ) -> Running {
         let (call, when) = point.split_once(':').unwrap();
         let (trace, inject) = (format!("trace={call}"), format!("inject={call}:signal=KILL:{when}"));
-        let mut options = vec!["-b", "execve", "-e", &trace, "-e", &inject];
+        let mut options = [options, &["-e", &trace, "-e", &inject]].concat();
         for file in files {
             options.extend(["-P", file.to_str().unwrap()]);
         }
-        self.start_traced(Path::new("/dev/null"), &options, args).done()
+        self.start_traced(Path::new("/dev/null"), &options, args)
     }
 
     /// Has another program start it, which is given options and then the command line.
@@ -196,6 +207,20 @@ impl Running {
     /// Waits until stderr has this in it.
     pub(crate) fn wait_for(&self, text: &str) {
         until(|| self.stderr().contains(text), || format!("no {text:?} in {}", self.stderr()));
+    }
+
+    /// Where a service listens, once it says so; `None` if it ends before.
+    pub(crate) fn address(&self) -> Option<String> {
+        let said = || Some(self.stderr().split_once("listening on ")?.1.split_once(',')?.0.to_owned());
+        let mut address = None;
+        until(
+            || {
+                address = said();
+                address.is_some() || self.is_over()
+            },
+            || format!("it neither listens nor ends: {}", self.stderr()),
+        );
+        address.or_else(said)
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
