@@ -5,7 +5,7 @@ use bytes::Bytes;
 use crate::error::LogError;
 use crate::index::progress::Progress;
 use crate::journal::{Arrival, Parsed, Record, parse};
-use crate::line::Stream;
+use crate::line::{Stream, UnixMicros};
 use crate::logfile::{Fetched, Io, ReadFile};
 
 /// The first guess at how much of a journal to read at once.
@@ -74,6 +74,30 @@ impl JournalReader {
                 }
             }
         }
+    }
+}
+
+impl JournalReader {
+    /// The run behind the last record before `end` up to which `holds` does, from the beginning of the journal on.
+    pub(crate) fn last_while(
+        &mut self,
+        end: u64,
+        holds: impl Fn(&Progress) -> bool,
+    ) -> Result<Progress, LogError> {
+        let mut at = Progress::start(UnixMicros::default(), 0);
+        while at.journal < end
+            && let Entry::Record(record, behind) = self.at(at.journal, Io::MayBlock)?
+        {
+            let mut after = at;
+            if let Record::Arrival(arrival) = record
+                && (!after.advance(&arrival) || !holds(&after))
+            {
+                break;
+            }
+            after.journal = behind;
+            at = after;
+        }
+        Ok(at)
     }
 }
 

@@ -126,19 +126,7 @@ impl Middle {
     /// What lies behind the last mark of a journal within the first so many bytes of the run.
     fn behind(head: u64, path: &Path, journal_end: u64) -> Result<Self, LogError> {
         let mut journal = JournalReader::new(ReadFile::open_when_there(path)?);
-        let mut end = Progress::start(UnixMicros::default(), 0);
-        while end.journal < journal_end
-            && let Entry::Record(record, behind) = journal.at(end.journal, Io::MayBlock)?
-        {
-            let mut after = end;
-            if let Record::Arrival(arrival) = record
-                && (!after.advance(&arrival) || total(&after) > head)
-            {
-                break;
-            }
-            after.journal = behind;
-            end = after;
-        }
+        let end = journal.last_while(journal_end, |at| total(at) <= head)?;
         let begin = end.streams.map(|at| Place { lines: at.lines, offset: at.line_start });
         Ok(Self { journal, begin, end: [end; 2] })
     }

@@ -2,17 +2,14 @@
 //! `logrotate` with `copytruncate`, `rm`. What was taken becomes a cut, as if it had been given up, and what is written
 //! next stands where it would have stood. So no line gets the place or the number of another.
 
-use std::path::Path;
-
 use super::half::{MERGE_MICROS, WriterHalf};
 use super::hole::Hole;
 use crate::error::LogError;
-use crate::index::progress::Progress;
-use crate::journal::{Cut, CutFurther, Place, Record};
+use crate::journal::{Cut, CutFurther, Place};
 use crate::line::{Stream, UnixMicros};
-use crate::logfile::{Io, ReadFile};
+use crate::logfile::ReadFile;
 use crate::run::GapReason;
-use crate::store::file::marks::{Entry, JournalReader};
+use crate::store::file::marks::JournalReader;
 
 impl WriterHalf {
     /// Looks whether a log is as long as it was written, unless that was done a moment ago: a line after a silence never
@@ -55,7 +52,8 @@ impl WriterHalf {
         let path = files.logs[stream.index()].path().to_owned();
         let known = self.cuts.of(stream);
         let target = known.map_or(length, |cut| length.min(cut.begin.offset));
-        let begin = last_place(files.journal.path(), stream, target, self.written.journal)?;
+        let mut journal = JournalReader::new(ReadFile::open_when_there(files.journal.path())?);
+        let begin = journal.last_while(self.written.journal, |at| at.of(stream).line_start <= target)?;
         let (from, to) = (*begin.of(stream), *self.progress.of(stream));
         tracing::warn!(path = %path.display(), length, written = to.bytes, "somebody else made the log of a run shorter; what is missing is counted");
         if to.line_start > from.line_start {
@@ -92,23 +90,4 @@ impl WriterHalf {
         }
         Ok(())
     }
-}
-
-/// The run behind the last record of a journal with which a stream has not come farther than `offset`.
-fn last_place(journal: &Path, stream: Stream, offset: u64, journal_end: u64) -> Result<Progress, LogError> {
-    let mut journal = JournalReader::new(ReadFile::open_when_there(journal)?);
-    let mut at = Progress::start(UnixMicros::default(), 0);
-    while at.journal < journal_end
-        && let Entry::Record(record, behind) = journal.at(at.journal, Io::MayBlock)?
-    {
-        let mut after = at;
-        if let Record::Arrival(arrival) = record
-            && (!after.advance(&arrival) || after.of(stream).line_start > offset)
-        {
-            break;
-        }
-        after.journal = behind;
-        at = after;
-    }
-    Ok(at)
 }
