@@ -275,7 +275,7 @@ pub struct Compression {
 
 /// The one handle that writes a run.
 ///
-/// Dropping it without [`finish`](Self::finish) leaves the run to be found as [lost](RunState::Lost).
+/// Dropping it without [`finish`](Self::finish) leaves the run to be found as [lost](crate::RunState::Lost).
 pub trait RunWriter: Send {
     /// The run's id.
     fn id(&self) -> &JobRunId;
