@@ -3,6 +3,8 @@
 //! A writer and whoever replays its journal go through the same two types, so an index rebuilt from journals is
 //! the index that was.
 
+use std::cmp::Reverse;
+
 use memchr::memchr;
 
 use crate::journal::{Arrival, Cut, CutFurther, Place, What};
@@ -141,10 +143,11 @@ impl Cuts {
         self.0.into_iter().flatten()
     }
 
-    /// Takes in a cut; one that is known to reach farther stays.
+    /// Takes in a cut; one that is known to cover more stays.
     pub(crate) fn take(&mut self, cut: Cut) {
         let known = &mut self.0[cut.stream.index()];
-        if known.is_none_or(|known| known.end.offset < cut.end.offset) {
+        let reach = |cut: &Cut| (cut.end.offset, Reverse(cut.begin.offset));
+        if known.as_ref().is_none_or(|known| reach(known) < reach(&cut)) {
             *known = Some(cut);
         }
     }

@@ -5,6 +5,7 @@ mod compressed;
 mod crash;
 mod follow;
 mod reading;
+mod taken;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -130,7 +131,7 @@ impl Shown {
     }
 
     fn gap(&mut self, gap: Gap, next: LineNumber) {
-        assert_eq!(gap.reason, GapReason::RunSizeCap);
+        assert!(matches!(gap.reason, GapReason::RunSizeCap | GapReason::Corrupt), "{gap:?}");
         let at = &mut self.at[usize::from(gap.stream == ERR)];
         if let Some(before) = *at {
             assert_eq!(gap.after.0, before, "a hole is where its lines are missing");
@@ -176,6 +177,11 @@ async fn read(store: &dyn LogStore, run: &str, options: ReadOptions) -> Shown {
 
 /// Reads all of a finished run in every way there is and compares that with its `metadata.json`.
 async fn check_run(store: &dyn LogStore, run: &str, printed: [u64; 2]) {
+    check_run_with(store, run, printed, [GapReason::RunSizeCap; 2]).await;
+}
+
+/// The same of a run whose holes have these reasons, by stream.
+async fn check_run_with(store: &dyn LogStore, run: &str, printed: [u64; 2], reasons: [GapReason; 2]) {
     let known = store.run(&id(run)).unwrap();
     for (stream, printed) in [(OUT, printed[0]), (ERR, printed[1])] {
         for times in [false, true] {
@@ -191,6 +197,8 @@ async fn check_run(store: &dyn LogStore, run: &str, printed: [u64; 2]) {
         }
     }
     let shown = read(store, run, ReadOptions::new(View::All)).await;
+    let wrong = shown.gaps.iter().find(|gap| gap.reason != reasons[usize::from(gap.stream == ERR)]);
+    assert_eq!(wrong, None);
     assert_eq!(shown.position, printed.iter().sum::<u64>());
     for stream in Stream::BOTH {
         let totals = known.totals(stream);

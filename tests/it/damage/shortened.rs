@@ -133,3 +133,25 @@ async fn what_is_taken_again_and_of_an_unfinished_line_and_at_the_end_is_counted
     let report = check_index(folder.path(), CheckOptions { deep: true, repair: false }, |_| ()).unwrap();
     assert_eq!(report.findings, []);
 }
+
+#[tokio::test]
+async fn what_is_taken_before_what_was_taken_is_told_of_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("job_runs/r/stdout.log");
+    let store = service(folder.path());
+    let mut writer = store.start(RunSpec::new(id("r"))).unwrap();
+    print(&mut *writer, 1..=3);
+    for length in [14, 7] {
+        cut(&log, length);
+        std::thread::sleep(Duration::from_millis(2));
+        // Of a line that has no end yet, nothing stands behind what was taken.
+        writer.append(Stream::Stdout, b"li").unwrap();
+    }
+    writer.append(Stream::Stdout, b"ne 4\nline 5\n").unwrap();
+    let run = writer.finish(success()).unwrap();
+    assert_eq!((run.stdout.lines, run.stdout.dropped_lines), (5, 3));
+    for view in [View::STDOUT, View::All] {
+        let (seen, _) = read(&store, "r", ReadOptions::new(view)).await;
+        assert_eq!(numbers(&seen), [1, 5]);
+    }
+}

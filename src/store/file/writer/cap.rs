@@ -33,8 +33,18 @@ pub(super) struct RunCap {
     next_split: [u64; 2],
     /// Nothing is tried before so many bytes are kept: what was tried last did not work.
     not_below: u64,
+    /// What others took of each stream before that.
+    taken: [Option<Taken>; 2],
     /// Once the run was too large for the first time.
     middle: Option<Middle>,
+}
+
+/// What somebody else took of a stream, which is given up as its middle is.
+#[derive(Clone, Copy, Debug)]
+struct Taken {
+    begin: Place,
+    /// The run behind it.
+    end: Progress,
 }
 
 /// What lies between the head of a run and its end.
@@ -60,7 +70,7 @@ impl RunCap {
     /// A cap of so many bytes; 0: none.
     pub(super) fn new(bytes: u64) -> Option<Self> {
         let next_split = [Self::mark_of(bytes); 2];
-        let cap = Self { bytes, past_head: false, next_split, not_below: 0, middle: None };
+        let cap = Self { bytes, past_head: false, next_split, not_below: 0, taken: [None; 2], middle: None };
         (bytes > 0).then_some(cap)
     }
 
@@ -101,8 +111,18 @@ impl RunCap {
         usize::try_from(piece).unwrap_or(usize::MAX)
     }
 
-    const fn head(&self) -> u64 {
+    /// How many bytes stay of how the run began.
+    pub(super) const fn head(&self) -> u64 {
         self.bytes / 4
+    }
+
+    /// Somebody else took what lies between these places, and the journal tells of it.
+    pub(super) fn was_taken(&mut self, stream: Stream, begin: Place, end: Progress) {
+        let taken = Taken { begin, end };
+        match &mut self.middle {
+            Some(middle) => middle.set(stream, &taken),
+            None => self.taken[stream.index()] = Some(taken),
+        }
     }
 
     /// How many of the bytes that come next are whole lines of the head.
@@ -129,6 +149,12 @@ impl Middle {
         let end = journal.last_while(journal_end, |at| total(at) <= head)?;
         let begin = end.streams.map(|at| Place { lines: at.lines, offset: at.line_start });
         Ok(Self { journal, begin, end: [end; 2] })
+    }
+
+    /// Takes what was taken for the middle of a stream: that of its head which is left stays.
+    const fn set(&mut self, stream: Stream, taken: &Taken) {
+        self.begin[stream.index()] = taken.begin;
+        self.end[stream.index()] = taken.end;
     }
 
     /// The run behind the first mark with which a stream has come to `target` or farther; but no farther than `lines`.
@@ -161,13 +187,14 @@ impl Middle {
         Ok(found)
     }
 
-    /// A part of a stream that comes next, up to where the run was `to`, and what that adds.
-    fn up_to(&self, stream: Stream, to: &Progress) -> CutFurther {
+    /// A part of a stream that comes next, up to where the run was `to`, and what that adds. `by_others`: whether others
+    /// took some of what was given up before.
+    fn up_to(&self, stream: Stream, to: &Progress, by_others: bool) -> CutFurther {
         let (before, after) = (self.end[stream.index()].of(stream), to.of(stream));
         let end = Place { lines: after.lines, offset: after.line_start };
         let lost_before = after.dropped_lines - before.dropped_lines;
         CutFurther {
-            cut: Cut { stream, begin: self.begin[stream.index()], end, by_others: false },
+            cut: Cut { stream, begin: self.begin[stream.index()], end, by_others },
             lines: after.lines - before.lines - lost_before,
             bytes: after.line_start - before.line_start,
         }
@@ -217,7 +244,12 @@ impl WriterHalf {
                     return Ok(None);
                 }
                 tracing::warn!(path = %files.journal.path().display(), cap = cap.bytes, "a run has become larger than it may be; what is in its middle is given up");
-                none.insert(Middle::behind(cap.bytes / 4, files.journal.path(), self.written.journal)?)
+                let middle = Middle::behind(cap.bytes / 4, files.journal.path(), self.written.journal)?;
+                let middle = none.insert(middle);
+                for (stream, taken) in Stream::BOTH.into_iter().zip(&cap.taken) {
+                    taken.iter().for_each(|taken| middle.set(stream, taken));
+                }
+                middle
             }
         };
         let wanted = kept - cap.bytes + RunCap::step_of(cap.bytes);
@@ -248,7 +280,8 @@ impl WriterHalf {
             let target = ends[stream.index()] + wanted;
             let lines = self.written.of(stream).lines.saturating_sub(leave);
             let Some(to) = middle.seek(stream, target, lines, self.written.journal)? else { continue };
-            let further = middle.up_to(stream, &to);
+            let by_others = self.cuts.of(stream).is_some_and(|cut| cut.by_others);
+            let further = middle.up_to(stream, &to, by_others);
             self.tell_of_cut(&further)?;
             middle.end[stream.index()] = to;
             if let Some(files) = self.files.as_ref().filter(|files| files.syncs) {

@@ -2,6 +2,7 @@
 //! `logrotate` with `copytruncate`, `rm`. What was taken becomes a cut, as if it had been given up, and what is written
 //! next stands where it would have stood. So no line gets the place or the number of another.
 
+use super::cap::RunCap;
 use super::half::{MERGE_MICROS, WriterHalf};
 use super::hole::Hole;
 use crate::error::LogError;
@@ -29,8 +30,8 @@ impl WriterHalf {
     }
 
     fn look(&mut self, stream: Stream, now: UnixMicros) {
-        // While a hole is open, the log ends where it began. A run with a cap has cuts of its own, which no other joins.
-        if self.holes[stream.index()].is_some() || self.cap.is_some() {
+        // While a hole is open, the log ends where it began.
+        if self.holes[stream.index()].is_some() {
             return;
         }
         let Some(files) = &mut self.files else { return };
@@ -51,7 +52,9 @@ impl WriterHalf {
         let Some(files) = self.files.as_ref().filter(|_| self.unwritten.is_empty()) else { return Ok(()) };
         let path = files.logs[stream.index()].path().to_owned();
         let known = self.cuts.of(stream);
-        let target = known.map_or(length, |cut| length.min(cut.begin.offset));
+        // A stream has one cut. In a run with a cap it begins within the head, and what its middle gives up joins it.
+        let head = self.cap.as_ref().map(RunCap::head);
+        let target = [known.map(|cut| cut.begin.offset), head].into_iter().flatten().fold(length, u64::min);
         let mut journal = JournalReader::new(ReadFile::open_when_there(files.journal.path())?);
         let begin = journal.last_while(self.written.journal, |at| at.of(stream).line_start <= target)?;
         let (from, to) = (*begin.of(stream), *self.progress.of(stream));
@@ -70,6 +73,9 @@ impl WriterHalf {
                 lines: cut.lines() - lost_before,
                 bytes: cut.bytes() - given_up_before,
             })?;
+            if let Some(cap) = &mut self.cap {
+                cap.was_taken(stream, cut.begin, self.written);
+            }
         }
         let unterminated = to.unterminated();
         if unterminated > 0 {
