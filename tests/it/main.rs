@@ -15,6 +15,7 @@ mod format;
 mod fulldisk;
 mod http;
 mod index;
+mod laws;
 mod layers;
 mod model;
 mod power;
