@@ -43,7 +43,7 @@
 //! the runs of this process; `adopt` and `watch` see the runs of other processes, and `copied` tells whether somebody
 //! is just copying one; `shared` holds the runs in memory by id. `source` is a read of one run: `places` finds where
 //! it begins, `lines` cuts lines out of a log, `marks` says in which order they came, and `cuts` what is given up of a
-//! run that is too large, which `writer/cap.rs` decides, or that somebody made shorter, which `writer/shortened.rs` sees.
+//! run that is too large, which `writer/cap.rs` decides, or that somebody else took, which `writer/changed.rs` sees.
 //! `commit` brings what waits to the index, and `list` lists. What a run is by its folder alone is found out by `tracker`,
 //! and `derive` makes rows of it: for `reconcile`, which brings the index and the folders together while a store is open,
 //! and offline for `rebuild` and `check` (`check_run` finds, `repair` mends). `power` knows what a power cut leaves,

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -162,11 +161,6 @@ pub(super) fn with_builder<T>(
         Ok(Err(error)) => Err(LogError::Index { path, detail: Failure::from(error).describe() }),
         Err(_) => Err(LogError::Index { path, detail: GAVE_UP.to_owned() }),
     }
-}
-
-/// Which file stands at a path: device and inode.
-pub(super) fn file_at(path: &Path) -> Option<(u64, u64)> {
-    fs::metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 /// Moves aside what can't be used, for somebody to look at.

@@ -9,11 +9,9 @@ use redb::{Database, ReadTransaction, ReadableDatabase, WriteTransaction};
 
 use crate::error::LogError;
 use crate::index::commit::Changes;
-use crate::index::database::{
-    Guarded, create_complete, file_at, open_existing, quarantine, tombstones_of, write,
-};
+use crate::index::database::{Guarded, create_complete, open_existing, quarantine, tombstones_of, write};
 use crate::index::failure::{Ailment, Failure, caught};
-use crate::layout::StoreLock;
+use crate::layout::{FileId, StoreLock, file_at};
 
 /// Up to so many bytes an index is compacted when it is closed, which takes a few milliseconds then. redb doubles a
 /// young file when it grows: half of it may be unused.
@@ -27,7 +25,7 @@ pub(crate) struct Index {
     /// What the last failure says of the database.
     ailment: Mutex<Option<Ailment>>,
     /// Which folder it is in.
-    home: Option<(u64, u64)>,
+    home: Option<FileId>,
     /// Whether that was away when it was last looked for.
     away: AtomicBool,
 }
@@ -37,7 +35,7 @@ struct Held {
     /// `None` once the index is closed, and while it is being made anew.
     database: Option<Guarded>,
     /// Which file that is: device and inode.
-    file: Option<(u64, u64)>,
+    file: Option<FileId>,
     /// `None` once the index is closed, and in an index that is being built.
     lock: Option<StoreLock>,
     closed: bool,

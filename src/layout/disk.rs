@@ -1,9 +1,9 @@
 //! The disk that logs are on, and the lock that keeps an index to one process.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::{
@@ -44,6 +44,14 @@ impl From<StatVfs> for Disk {
         let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
         Self { free: bytes(found.f_bavail), size: bytes(found.f_blocks) }
     }
+}
+
+/// Which file or folder stands at a path: device and inode.
+pub(crate) type FileId = (u64, u64);
+
+/// Which file or folder stands at a path, if there is one that can be asked.
+pub(crate) fn file_at(path: &Path) -> Option<FileId> {
+    fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
 /// Asks for blocks of the disk for a part of a file, also of one behind its end, without changing its length. What is written there later finds

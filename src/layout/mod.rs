@@ -16,10 +16,12 @@ use crate::line::UnixMicros;
 use crate::run::JobRunId;
 use run_folder::blocks_of;
 
-pub(crate) use disk::{Disk, StoreLock, allocate, chooses_blocks_late, open_regular, punch_hole};
+pub(crate) use disk::{
+    Disk, FileId, StoreLock, allocate, chooses_blocks_late, file_at, open_regular, punch_hole,
+};
 #[cfg(feature = "compression")]
 pub(crate) use run_folder::being_compressed;
-pub(crate) use run_folder::{Removal, RunFolder, compressed, metadata_of};
+pub(crate) use run_folder::{Removal, RunFolder, aside, compressed, metadata_of};
 
 const JOB_RUNS: &str = "job_runs";
 const TRASH: &str = "trash";

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::disk::{allocate, open_regular};
 use crate::error::LogError;
-use crate::line::Stream;
+use crate::line::{Stream, UnixMicros};
 use crate::run::JobMetadata;
 
 const JOURNAL: &str = "journal";
@@ -315,6 +315,12 @@ impl RunFolder {
 /// The compressed file that stands in place of a log or journal.
 pub(crate) fn compressed(plain: &Path) -> PathBuf {
     plain.with_file_name(format!("{}.zst", name_of(plain)))
+}
+
+/// Where to put what somebody else has put in the place of a file: a name that is none of ours, so that it is not
+/// removed with the run.
+pub(crate) fn aside(path: &Path) -> PathBuf {
+    path.with_file_name(format!("{}.aside-{}", name_of(path), UnixMicros::now().0))
 }
 
 /// The same while it is being made.

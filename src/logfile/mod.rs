@@ -13,8 +13,9 @@ mod seekable;
 #[path = "unseekable.rs"]
 mod seekable;
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, IoSliceMut, Write};
+use std::cmp::Ordering;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, IoSliceMut, Seek, Write};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -27,7 +28,9 @@ use rustix::fs::{FlockOperation, OFlags, flock, fstatvfs};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::error::LogError;
-use crate::layout::{Disk, allocate, chooses_blocks_late, compressed, open_regular, punch_hole};
+use crate::layout::{
+    Disk, allocate, aside, chooses_blocks_late, compressed, file_at, open_regular, punch_hole,
+};
 use seekable::Seekable;
 
 #[cfg(feature = "compression")]
@@ -106,38 +109,109 @@ impl AppendFile {
     /// Appends all bytes. When that fails, what was written of them stays, and [`len`](Self::len) says so.
     pub(crate) fn append(&mut self, mut bytes: &[u8]) -> Result<(), LogError> {
         while !bytes.is_empty() {
+            let written = self.write(bytes)?;
+            bytes = &bytes[written..];
+        }
+        Ok(())
+    }
+
+    /// Appends some of the bytes, and says how many.
+    fn write(&mut self, bytes: &[u8]) -> Result<usize, LogError> {
+        loop {
             match (&*self.file).write(bytes) {
                 Ok(0) => {
                     return Err(LogError::io("appending to", &self.path)(io::ErrorKind::WriteZero.into()));
                 }
                 Ok(written) => {
                     self.length += written as u64;
-                    bytes = &bytes[written..];
+                    return Ok(written);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(LogError::io("appending to", &self.path)(error)),
             }
         }
+    }
+
+    /// The same, but only where the file has the length that it was written to.
+    ///
+    /// # Errors
+    ///
+    /// As [`append`](Self::append). Also if somebody else [changed](Self::changed) the length; then nothing is appended
+    /// until that is taken in.
+    pub(crate) fn append_in_place(&mut self, mut bytes: &[u8]) -> Result<(), LogError> {
+        while !bytes.is_empty() {
+            let before = self.length;
+            let written = self.write(bytes)?;
+            let end = self.position()?;
+            if end != self.length {
+                // The system appends where the file ends, wherever that is by now.
+                self.length = before;
+                self.set_len(end.saturating_sub(written as u64))?;
+                let changed = io::Error::other("somebody else changed its length");
+                return Err(LogError::io("appending to", &self.path)(changed));
+            }
+            bytes = &bytes[written..];
+        }
         Ok(())
     }
 
-    /// Cuts the file back to a length that it had before.
+    fn set_len(&self, length: u64) -> Result<(), LogError> {
+        self.file.set_len(length).map_err(LogError::io("cutting", &self.path))
+    }
+
+    /// Where the last append ended.
+    fn position(&self) -> Result<u64, LogError> {
+        (&*self.file).stream_position().map_err(LogError::io("asking for the end of", &self.path))
+    }
+
+    /// Gives the file a length: one that it had before, or a longer one whose end reads as zeros.
     pub(crate) fn cut(&mut self, length: u64) -> Result<(), LogError> {
-        self.file.set_len(length).map_err(LogError::io("cutting", &self.path))?;
+        self.set_len(length)?;
         self.length = length;
         Ok(())
     }
 
-    /// The length of the file if somebody else has made it shorter than it was written; 0 if it is deleted, after it was
-    /// made anew.
-    pub(crate) fn shortened(&mut self) -> Result<Option<u64>, LogError> {
+    /// What somebody else made of the file.
+    pub(crate) fn changed(&self) -> Result<Option<Changed>, LogError> {
+        let found = self.file.metadata().map_err(LogError::io("looking at", &self.path))?.len();
+        Ok(match found.cmp(&self.length) {
+            Ordering::Less => Some(Changed::Shorter(found)),
+            Ordering::Equal => None,
+            Ordering::Greater => Some(Changed::Longer(found)),
+        })
+    }
+
+    /// Takes over some of what somebody else has appended, as if it had been appended here.
+    pub(crate) fn take_over(&mut self, bytes: &mut [u8]) -> Result<(), LogError> {
+        self.file.read_exact_at(bytes, self.length).map_err(LogError::io("reading", &self.path))?;
+        self.length += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Whether the file that is written stands at its path, and not another or none.
+    pub(crate) fn is_at_its_path(&self) -> Result<bool, LogError> {
         let found = self.file.metadata().map_err(LogError::io("looking at", &self.path))?;
-        if found.nlink() == 0 {
-            let file = OpenOptions::new().append(true).read(true).create_new(true).open(&self.path);
-            self.file = Arc::new(file.map_err(LogError::io("making anew", &self.path))?);
-            return Ok(Some(0));
+        Ok(file_at(&self.path) == Some((found.dev(), found.ino())))
+    }
+
+    /// Goes on in a new, empty file at the path: what was written is not there any more. What somebody else has put
+    /// there is moved aside.
+    pub(crate) fn make_anew(&mut self) -> Result<(), LogError> {
+        let mut options = OpenOptions::new();
+        options.append(true).read(true);
+        match fs::symlink_metadata(&self.path) {
+            Ok(found) if found.is_file() && found.len() == 0 => {}
+            Ok(_) => {
+                let aside = aside(&self.path);
+                fs::rename(&self.path, &aside).map_err(LogError::io("moving aside", &self.path))?;
+                tracing::warn!(path = %aside.display(), "somebody else put something in the place of a run's log; it is moved aside");
+                options.create_new(true);
+            }
+            Err(_) => _ = options.create_new(true),
         }
-        Ok((found.len() < self.length).then_some(found.len()))
+        let file = options.open(&self.path).map_err(LogError::io("making anew", &self.path))?;
+        self.file = Arc::new(file);
+        Ok(())
     }
 
     /// Asks for blocks of the disk from the end of the file up to `end`; see [`allocate`].
@@ -187,6 +261,15 @@ impl AppendFile {
     pub(crate) fn sync(&self) -> Result<(), LogError> {
         self.file.sync_data().map_err(LogError::io("syncing", &self.path))
     }
+}
+
+/// What somebody else made of a file that is appended to: the length that it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Changed {
+    /// Less than was written.
+    Shorter(u64),
+    /// More than was written.
+    Longer(u64),
 }
 
 /// What a positioned read gave.
@@ -330,11 +413,12 @@ impl ReadFile {
         }
     }
 
-    /// Opens the file that is at the path now, if the one that is open was deleted and another is there. Gives whether
-    /// that is so.
+    /// Opens the file that is at the path now, if that is another than the one that is open. Gives whether that is so.
     pub(crate) fn follow_name(&mut self) -> Result<bool, LogError> {
-        let is_deleted = |file: &File| file.metadata().is_ok_and(|file| file.nlink() == 0);
-        if !self.source.file().is_some_and(is_deleted) {
+        let at_path = file_at(&self.path);
+        let is_at_path =
+            |file: &File| file.metadata().is_ok_and(|file| at_path == Some((file.dev(), file.ino())));
+        if self.source.file().is_none_or(is_at_path) {
             return Ok(false);
         }
         let other = Source::open(&self.path)?;

@@ -1,8 +1,8 @@
 //! What the file store makes of folders that were damaged, swapped or taken away.
 
+mod changed;
 mod folders;
 mod fuzz;
-mod shortened;
 
 use std::fs;
 use std::io::Write;

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use databuild_logs::{
     Client, ClientEnd, ClientEvent, Completion, Exit, FileLogStore, FileStoreOptions, Gap, GapReason,
-    GcReport, JobMetadata, LogError, LogQuery, LogStore, ReadEnd, ReadEvent, ReadOptions, RunState,
-    StateKind, Stream, View,
+    GcReport, JobMetadata, LogError, LogQuery, LogStore, Outcome, ReadEnd, ReadEvent, ReadOptions, RunEnd,
+    RunSpec, RunState, StateKind, Stream, View,
 };
 use futures_util::StreamExt;
 
@@ -401,4 +401,47 @@ fn while_a_disk_does_not_get_done_with_a_sync_the_run_is_read_and_others_go_on()
     assert_eq!(asking.run(&["logs", "--follow", "s"]).code(0).text(), "two\n");
     assert!(!folder.join("metadata.json").exists(), "the sync went on all the while");
     until(|| folder.join("metadata.json").exists(), || "it never gets done".to_owned());
+}
+
+/// Somebody empties a log because the disk is full, while lines of it are being lost.
+#[tokio::test]
+async fn a_log_that_is_emptied_while_the_disk_is_full_gives_no_line_the_number_of_another() {
+    let databuild = no_floor();
+    let disk = SmallDisk::at(databuild.home.path().join("logs"), 16);
+    let store = open(&databuild);
+    let mut writer = store.start(RunSpec::new("r".parse().unwrap())).unwrap();
+    let log = run_folder(&databuild, "r").join("stdout.log");
+    let (mut printed, mut lost) = (0, 0);
+    let mut print = |count: u64| {
+        for _ in 0..count {
+            printed += 1;
+            lost += u64::from(writer.append(Stream::Stdout, line(printed).as_bytes()).is_err());
+        }
+        printed
+    };
+    print(4000);
+    disk.fill();
+    // The blocks that the log has may take some more.
+    while fs::metadata(&log).unwrap().len() > print(1) * 30 {}
+    print(100);
+    fs::File::options().write(true).open(&log).unwrap().set_len(0).unwrap();
+    disk.fill();
+    print(100);
+    disk.make_room();
+    // Whether there is room again is tried after a while.
+    thread::sleep(Duration::from_millis(200));
+    let total = print(100);
+    assert!(lost > 0, "the disk was not full");
+    writer.finish(RunEnd::now(Outcome::Exited(Exit::Code(0)))).unwrap();
+    for store in [&store, &FileLogStore::open_folder(&disk.at, FileStoreOptions::default()).unwrap()] {
+        let (given, run) = read(store, "r", Stream::Stdout).await;
+        assert_eq!(given.at, total);
+        for (number, text) in &given.lines {
+            assert_eq!(*text, line(*number).trim_end());
+        }
+        assert_eq!(given.lines.keys().copied().collect::<Vec<_>>(), (total - 99..=total).collect::<Vec<_>>());
+        let missing: u64 = (1..=total - 100).map(|number| line(number).len() as u64).sum();
+        assert_eq!((run.stdout.dropped_bytes, run.stdout.dropped_lines), (missing, total - 100));
+        assert_eq!(given.lost(), (missing, total - 100), "{:?}", given.gaps);
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::error::LogError;
 use crate::index::RunNumber;
 use crate::index::progress::{Progress, Resume};
-use crate::layout::Layout;
+use crate::layout::{FileId, Layout, file_at};
 use crate::line::{Stream, UnixMicros};
 use crate::logfile::{AppendFile, Fetched, Io, ReadFile, length};
 use crate::meter::Appends;
@@ -28,6 +28,8 @@ pub(crate) struct ForeignRun {
     tracker: Mutex<Tracker>,
     /// Whether its journal is a copy of the one that a writer made, as far as can be told.
     copied: AtomicBool,
+    /// Which files its logs are in, by what its writer says.
+    logs: Mutex<[Option<FileId>; 2]>,
     appends: Appends,
 }
 
@@ -61,6 +63,7 @@ impl ForeignRun {
             run: Arc::new(run),
             tracker: Mutex::new(tracker),
             copied: AtomicBool::new(copied),
+            logs: Mutex::default(),
             appends: Appends::new(),
         };
         foreign.catch_up()?;
@@ -102,6 +105,9 @@ impl ForeignRun {
         let visible = Stream::BOTH.map(|stream| {
             let (before, marked) = (lengths[stream.index()], tracker.progress.of(stream).bytes);
             let now = length(&self.run.folder.log(stream));
+            if self.is_replaced(stream, tracker) {
+                return marked.min(now);
+            }
             // Of holes in what came since, the journal tells as far as its marks go.
             if now < before { now } else { before.max(marked.min(now)) }
         });
@@ -134,6 +140,19 @@ impl ForeignRun {
                 state.waiting.dirty = true;
             }
         });
+    }
+
+    /// Whether there is another file in the place of a log, of which the run's writer has not said that it goes on there.
+    fn is_replaced(&self, stream: Stream, tracker: &Tracker) -> bool {
+        let found = file_at(&self.run.folder.log(stream));
+        let mut logs = self.logs.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = &mut logs[stream.index()];
+        let cut = tracker.cuts.of(stream);
+        if known.is_none() || cut.is_some_and(|cut| cut.by_others) && cut != self.run.state().cuts.of(stream)
+        {
+            *known = found;
+        }
+        tracker.has_journal() && *known != found
     }
 
     /// The run as its `metadata.json` says that it ended, if it says so.

@@ -20,6 +20,8 @@ pub(crate) struct LineReader {
     stream: Stream,
     file: ReadFile,
     cuts: Option<Arc<CutWatch>>,
+    /// What others took, as far as the file that is open is known to be the one in which the writer went on.
+    taken: Option<Cut>,
     /// Lines before the place.
     line: u64,
     /// Where the line behind them begins.
@@ -77,6 +79,7 @@ impl LineReader {
             stream,
             file,
             cuts: None,
+            taken: None,
             line,
             offset,
             scanned: offset,
@@ -147,6 +150,12 @@ impl LineReader {
                 return Ok(Taken::Nothing);
             }
             let cut = self.cuts.as_ref().and_then(|cuts| cuts.known(self.stream));
+            if let Some(cut) = cut.filter(|cut| cut.by_others && self.taken != Some(*cut)) {
+                if self.file.follow_name()? {
+                    self.look_again();
+                }
+                self.taken = Some(cut);
+            }
             if let Some(cut) = cut.filter(|cut| cut.covers(self.offset)) {
                 let gap = gap_of_cut(&cut, Place { lines: self.line, offset: self.offset }, reach.gaps);
                 self.offset = cut.end.offset;
@@ -214,7 +223,7 @@ impl LineReader {
         }
         let length = usize::try_from(end - self.scanned).unwrap_or(usize::MAX).min(self.chunk_bytes);
         match self.read(self.scanned, length, io)? {
-            // Somebody may have deleted the log, and its writer made it anew.
+            // Somebody may have deleted or replaced the log, and its writer made it anew.
             Read::Bytes(bytes) if bytes.is_empty() && io == Io::MayBlock && self.file.follow_name()? => {
                 self.fill(end, io)
             }

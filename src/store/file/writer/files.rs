@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use crate::error::LogError;
 use crate::journal::JournalWriter;
-use crate::layout::RunFolder;
+use crate::layout::{FileId, RunFolder, file_at};
 use crate::line::Stream;
-use crate::logfile::AppendFile;
+use crate::logfile::{AppendFile, Changed};
 use crate::run::JobMetadata;
 use crate::store::file::FileStoreOptions;
 use crate::store::file::space::Floor;
@@ -19,6 +19,8 @@ pub(super) struct Files {
     pub(super) logs: [AppendFile; 2],
     pub(super) journal: JournalWriter,
     pub(super) floor: Floor,
+    /// The run's folder, so that another at its path is told from it.
+    folder: Option<FileId>,
     /// Whether the end of the run waits for the disk.
     pub(super) syncs: bool,
     /// How far the logs and the journal were when they were last synced while the run went on.
@@ -26,13 +28,10 @@ pub(super) struct Files {
 }
 
 impl Files {
-    pub(super) const fn new(
-        logs: [AppendFile; 2],
-        journal: JournalWriter,
-        options: &FileStoreOptions,
-    ) -> Self {
+    pub(super) fn new(logs: [AppendFile; 2], journal: JournalWriter, options: &FileStoreOptions) -> Self {
         let floor = Floor::new(options.min_free_bytes);
-        Self { logs, journal, floor, syncs: options.durability.syncs_ends(), synced: [0; 3] }
+        let folder = journal.path().parent().and_then(file_at);
+        Self { logs, journal, floor, folder, syncs: options.durability.syncs_ends(), synced: [0; 3] }
     }
 
     pub(super) fn create(
@@ -65,6 +64,16 @@ impl Files {
 
     pub(super) fn lengths(&self) -> [u64; 3] {
         [self.logs[0].len(), self.logs[1].len(), self.journal.len()]
+    }
+
+    /// What somebody else made of a log, which is made anew if it is not at its path.
+    pub(super) fn changed(&mut self, stream: Stream) -> Result<Option<Changed>, LogError> {
+        let log = &mut self.logs[stream.index()];
+        // Where the whole folder was moved away, its run goes on in it.
+        if !log.is_at_its_path()? && log.path().parent().and_then(file_at) == self.folder {
+            log.make_anew()?;
+        }
+        log.changed()
     }
 
     /// The logs, then the journal.

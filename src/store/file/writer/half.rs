@@ -99,7 +99,9 @@ impl WriterHalf {
     }
 
     pub(super) fn append(&mut self, stream: Stream, bytes: &[u8], now: UnixMicros) -> Result<(), LogError> {
-        self.look_if_due(stream, now);
+        if self.holes[stream.index()].is_none() {
+            self.look_if_due(stream, now);
+        }
         if self.holes[stream.index()].is_some() {
             self.append_behind_hole(stream, bytes, now);
             return Ok(());
@@ -122,11 +124,15 @@ impl WriterHalf {
             self.arrived(stream, bytes, now);
             return Ok(());
         };
-        // Only whole lines stay: a hole begins and ends where a line does.
+        // Only whole lines stay, unless somebody else is at the log: a hole begins and ends where a line does.
         let written = usize::try_from(log.len() - before).unwrap_or(usize::MAX);
-        let kept = whole_lines(&bytes[..written]);
+        let is_changed = matches!(log.changed(), Ok(Some(_)));
+        let kept = if is_changed { written } else { whole_lines(&bytes[..written]) };
         if kept > 0 {
             self.arrived(stream, &bytes[..kept], now);
+        }
+        if is_changed && self.look(stream, now).is_ok() {
+            return self.append(stream, &bytes[kept..], now);
         }
         let mut hole = Hole::new(self.progress.of(stream).unterminated(), now);
         hole.swallow(&bytes[kept..]);
@@ -141,7 +147,7 @@ impl WriterHalf {
         let Some(files) = &mut self.files else { return Ok(()) };
         let log = &mut files.logs[stream.index()];
         match has_room {
-            true => log.append(bytes),
+            true => log.append_in_place(bytes),
             false => Err(LogError::io("appending to", log.path())(io::ErrorKind::StorageFull.into())),
         }
     }
@@ -159,7 +165,7 @@ impl WriterHalf {
     fn cut_back(&mut self, stream: Stream, length: u64) -> bool {
         let Some(files) = &mut self.files else { return false };
         let log = &mut files.logs[stream.index()];
-        log.len() == length || log.cut(length).is_ok()
+        log.len() == length || matches!(log.changed(), Ok(None)) && log.cut(length).is_ok()
     }
 
     /// Whether so many bytes may be tried at all: the disk has more than it is to keep free, and the journal can
@@ -189,6 +195,7 @@ impl WriterHalf {
         // The journal tells of the hole before the log has what lies behind it: a reader that sees those lines
         // numbers them by what it knows.
         if !(may_end
+            && self.look(stream, now).is_ok()
             && self.has_room(stream, rest.len(), now)
             && self.cut_to_line_start(stream)
             && self.make_room(stream, rest.len())

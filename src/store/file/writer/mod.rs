@@ -3,10 +3,10 @@
 #[cfg(test)]
 mod bounds;
 mod cap;
+mod changed;
 mod files;
 mod half;
 mod hole;
-mod shortened;
 #[cfg(test)]
 mod tests;
 

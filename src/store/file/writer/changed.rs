@@ -1,6 +1,11 @@
-//! A log from whose end somebody else takes something while its run goes on: `> stdout.log` because the disk is full,
-//! `logrotate` with `copytruncate`, `rm`. What was taken becomes a cut, as if it had been given up, and what is written
-//! next stands where it would have stood. So no line gets the place or the number of another.
+//! A log that somebody else changes while its run goes on: `> stdout.log` because the disk is full, `logrotate`, `rm`,
+//! `sed -i`. What was taken becomes a cut, as if it had been given up, and what is written next stands where it would have
+//! stood; what was added stays. So no line gets the place or the number of another.
+//!
+//! An append that got to a wrong place all the same is noticed by where it ended, and taken back: see
+//! [`append_in_place`](crate::logfile::AppendFile::append_in_place).
+
+use std::io;
 
 use super::cap::RunCap;
 use super::half::{MERGE_MICROS, WriterHalf};
@@ -8,48 +13,80 @@ use super::hole::Hole;
 use crate::error::LogError;
 use crate::journal::{Cut, CutFurther, Place};
 use crate::line::{Stream, UnixMicros};
-use crate::logfile::ReadFile;
+use crate::logfile::{Changed, ReadFile};
 use crate::run::GapReason;
 use crate::store::file::marks::JournalReader;
 
 impl WriterHalf {
-    /// Looks whether a log is as long as it was written, unless that was done a moment ago: a line after a silence never
-    /// gets to a wrong place, and a flood of lines costs a look a millisecond.
+    /// Looks whether a log is as long as it was written, unless that was done a moment ago: what is missing is told of
+    /// soon, and a flood of lines costs a look a millisecond.
     pub(super) fn look_if_due(&mut self, stream: Stream, now: UnixMicros) {
         let before = &mut self.looked[stream.index()];
         if now < *before || now.0 - before.0 >= MERGE_MICROS {
             *before = now;
-            self.look(stream, now);
+            self.look_or_say(stream, now);
         }
     }
 
     /// The same of both logs, at once.
     pub(super) fn look_for_what_was_taken(&mut self) {
         let now = UnixMicros::now();
-        Stream::BOTH.into_iter().for_each(|stream| self.look(stream, now));
+        Stream::BOTH.into_iter().for_each(|stream| self.look_or_say(stream, now));
     }
 
-    fn look(&mut self, stream: Stream, now: UnixMicros) {
-        // While a hole is open, the log ends where it began.
-        if self.holes[stream.index()].is_some() {
-            return;
-        }
-        let Some(files) = &mut self.files else { return };
-        let taken = match files.logs[stream.index()].shortened() {
-            Ok(None) => return,
-            Ok(Some(length)) => self.cut_from(stream, length, now),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = taken {
+    fn look_or_say(&mut self, stream: Stream, now: UnixMicros) {
+        if let Err(error) = self.look(stream, now) {
             tracing::debug!(%error, %stream, "what was taken from a log is not told of yet");
         }
+    }
+
+    /// Looks whether a log is as long as it was written. What is missing is counted, and what others appended is taken
+    /// over; true says that there was something.
+    ///
+    /// # Errors
+    ///
+    /// What kept the journal from being told. What is appended now would get to a wrong place.
+    pub(super) fn look(&mut self, stream: Stream, now: UnixMicros) -> Result<bool, LogError> {
+        let Some(files) = &mut self.files else { return Ok(false) };
+        match files.changed(stream)? {
+            None => return Ok(false),
+            Some(Changed::Shorter(length)) => self.cut_from(stream, length, now)?,
+            // Behind a hole that is still open nothing is kept.
+            Some(Changed::Longer(_)) if self.holes[stream.index()].is_some() => {
+                let log = &mut files.logs[stream.index()];
+                log.cut(log.len())?;
+            }
+            Some(Changed::Longer(length)) => self.take_over(stream, length, now)?,
+        }
+        Ok(true)
+    }
+
+    /// Counts what somebody else has appended to a log as what was printed: readers may have been given it.
+    fn take_over(&mut self, stream: Stream, length: u64, now: UnixMicros) -> Result<(), LogError> {
+        let mut buffer = vec![0; 64 * 1024];
+        while let Some(files) = &mut self.files {
+            let log = &mut files.logs[stream.index()];
+            let left = usize::try_from(length - log.len()).unwrap_or(usize::MAX);
+            if left == 0 {
+                break;
+            }
+            let piece = &mut buffer[..left.min(64 * 1024)];
+            log.take_over(piece)?;
+            self.arrived(stream, piece, now);
+        }
+        tracing::warn!(%stream, length, "somebody else wrote into the log of a run; that counts as printed");
+        Ok(())
     }
 
     /// Gives up what stands behind the last mark that ends within the first `length` bytes of a log, and brings the log
     /// back to the length that it had.
     fn cut_from(&mut self, stream: Stream, length: u64, now: UnixMicros) -> Result<(), LogError> {
         self.write_marks();
-        let Some(files) = self.files.as_ref().filter(|_| self.unwritten.is_empty()) else { return Ok(()) };
+        let Some(files) = &self.files else { return Ok(()) };
+        if !self.unwritten.is_empty() {
+            let waits = io::Error::other("what came before has not been written yet");
+            return Err(LogError::io("telling the journal", files.journal.path())(waits));
+        }
         let path = files.logs[stream.index()].path().to_owned();
         let known = self.cuts.of(stream);
         // A stream has one cut. In a run with a cap it begins within the head, and what its middle gives up joins it.
@@ -78,7 +115,8 @@ impl WriterHalf {
             }
         }
         let unterminated = to.unterminated();
-        if unterminated > 0 {
+        // What has a hole open lost its unfinished line to that.
+        if unterminated > 0 && self.holes[stream.index()].is_none() {
             self.holes[stream.index()] =
                 Some(Hole { reason: GapReason::Corrupt, ..Hole::new(unterminated, now) });
         }
