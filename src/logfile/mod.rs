@@ -15,7 +15,7 @@ mod seekable;
 
 use std::cmp::Ordering;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, IoSliceMut, Seek, Write};
+use std::io::{self, IoSliceMut, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -141,14 +141,16 @@ impl AppendFile {
     pub(crate) fn append_in_place(&mut self, mut bytes: &[u8]) -> Result<(), LogError> {
         while !bytes.is_empty() {
             let before = self.length;
+            if self.seek(SeekFrom::End(0))? != before {
+                return Err(self.is_changed());
+            }
             let written = self.write(bytes)?;
-            let end = self.position()?;
+            // The system appends where the file ends, wherever that is by now.
+            let end = self.seek(SeekFrom::Current(0))?;
             if end != self.length {
-                // The system appends where the file ends, wherever that is by now.
                 self.length = before;
                 self.set_len(end.saturating_sub(written as u64))?;
-                let changed = io::Error::other("somebody else changed its length");
-                return Err(LogError::io("appending to", &self.path)(changed));
+                return Err(self.is_changed());
             }
             bytes = &bytes[written..];
         }
@@ -159,9 +161,12 @@ impl AppendFile {
         self.file.set_len(length).map_err(LogError::io("cutting", &self.path))
     }
 
-    /// Where the last append ended.
-    fn position(&self) -> Result<u64, LogError> {
-        (&*self.file).stream_position().map_err(LogError::io("asking for the end of", &self.path))
+    fn seek(&self, to: SeekFrom) -> Result<u64, LogError> {
+        (&*self.file).seek(to).map_err(|error| LogError::io("asking for the end of", &self.path)(error))
+    }
+
+    fn is_changed(&self) -> LogError {
+        LogError::io("appending to", &self.path)(io::Error::other("somebody else changed its length"))
     }
 
     /// Gives the file a length: one that it had before, or a longer one whose end reads as zeros.
@@ -415,18 +420,17 @@ impl ReadFile {
 
     /// Opens the file that is at the path now, if that is another than the one that is open. Gives whether that is so.
     pub(crate) fn follow_name(&mut self) -> Result<bool, LogError> {
-        let at_path = file_at(&self.path);
-        let is_at_path =
-            |file: &File| file.metadata().is_ok_and(|file| at_path == Some((file.dev(), file.ino())));
-        if self.source.file().is_none_or(is_at_path) {
+        let identity = |file: &File| file.metadata().ok().map(|file| (file.dev(), file.ino()));
+        let Some(open) = self.source.file().map(identity) else { return Ok(false) };
+        if file_at(&self.path) == open {
             return Ok(false);
         }
         let other = Source::open(&self.path)?;
-        let is_there = !matches!(other, Source::None);
-        if is_there {
+        let is_other = other.file().is_some_and(|file| identity(file) != open);
+        if is_other {
             self.source = other;
         }
-        Ok(is_there)
+        Ok(is_other)
     }
 
     /// Reads up to `length` bytes from `offset` on.

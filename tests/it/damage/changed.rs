@@ -96,8 +96,10 @@ fn cut(log: &Path, length: u64) {
     fs::File::options().write(true).open(log).unwrap().set_len(length).unwrap();
 }
 
+type Treatment = (&'static str, fn(&Path), &'static [u64]);
+
 /// Each way in which somebody may treat a log, and what is left of its first five lines then.
-const TREATMENTS: [(&str, fn(&Path), &[u64]); 10] = [
+const TREATMENTS: [Treatment; 10] = [
     ("nothing", |_| (), &[1, 2, 3, 4, 5]),
     ("emptied", |log| cut(log, 0), &[]),
     ("cut behind a line", |log| cut(log, 14), &[1, 2]),
