@@ -24,7 +24,7 @@
 //! | `bin/databuild/` | What does a command line mean, what is printed, and which exit code is it? One file a verb: `run`, `logs`, `runs`, `gc`, `serve`, `index`. `locate` finds the run that is meant, `source` is a service or a folder. |
 //! | `config.rs` | Which folder, which address, which token, and who said so? |
 //! | `http/` | How does a request become a call of the store, and the answer bytes? `stream` is the events of a log, `sse` and `json` their frames, `raw` the bytes, `runs` the lists, `retention` what changes something, `metrics` what is counted, `params` and `problem` what is asked and refused, `auth` who is let in, `serve` connections and their end, `web/` the page. |
-//! | `client/` | How is a log read over connections that break? `sse` parses, `decode` makes batches of events, `reader` reconnects. |
+//! | `client/` | How is a log read over connections that break? `sse` parses, `decode` makes batches of events, `reader` reconnects, `transport` tells what speaks no HTTP. |
 //! | `wire.rs` | What do the service and its client say to each other? The cursor, and the JSON. |
 //! | `runner/` | How is a job executed, and how does its output get into the log? `command` starts it, `pump` is its thread, `directive` what a job says to us, `events` what its caller is told, `control` signals, `tee` the copy for who watches. |
 //! | `store/` | What can one ask of logs? The trait; `read`, `end` and `query` its words, `strings` what speaks of strings, `follow` the one loop behind every read. |

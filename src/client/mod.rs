@@ -7,6 +7,7 @@ mod error;
 mod fuzz;
 mod reader;
 mod sse;
+mod transport;
 
 use std::error::Error;
 use std::io;
@@ -38,10 +39,6 @@ const GC_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
 /// The longest answer that is read into memory: 64 MiB, far above a page of runs.
 const MAX_DOCUMENT_BYTES: usize = 64 * 1024 * 1024;
-
-/// How the errors begin that the connection gives when the other side does not speak HTTP. They have no types that
-/// could be asked for.
-const NO_HTTP: [&str; 3] = ["invalid HTTP", "message head is too large", "received unexpected message"];
 
 /// A client of one service. Cloning it is cheap; clones share their connections.
 #[derive(Clone, Debug)]
@@ -310,7 +307,7 @@ impl Client {
         request: RequestBuilder,
         id: Option<&JobRunId>,
     ) -> Result<Response, ClientError> {
-        let answer = tokio::time::timeout(time, request.send()).await;
+        let answer = tokio::time::timeout(time, transport::send(request)).await;
         let response = match answer {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => return Err(self.network(error)),
@@ -380,16 +377,11 @@ impl Client {
     }
 
     fn network(&self, error: reqwest::Error) -> ClientError {
-        let mut cause: Option<&(dyn Error + 'static)> = Some(&error);
-        while let Some(error) = cause {
-            // What speaks another protocol is reached, and no restart will make it ours.
-            let text = error.to_string();
-            if NO_HTTP.iter().any(|beginning| text.starts_with(beginning)) {
-                return self.not_ours(format!("it does not speak HTTP ({text})"));
-            }
-            cause = error.source();
+        // What speaks another protocol is reached, and no restart will make it ours.
+        match transport::no_http(&error) {
+            Some(text) => self.not_ours(format!("it does not speak HTTP ({text})")),
+            None => self.unreachable(error.without_url()),
         }
-        self.unreachable(error.without_url())
     }
 
     fn unreachable(&self, source: impl Into<Box<dyn Error + Send + Sync>>) -> ClientError {

@@ -47,13 +47,13 @@ pub(super) async fn events(
         return Err(Refusal::not_found(format!("a run has no log {view:?}: it has stdout, stderr and all")));
     };
     let id = run_id(&id)?;
-    let Some(Request { read, format }) = request(view, &params, &headers)? else {
+    let Some(Request { read, format, window }) = request(view, &params, &headers)? else {
         // The client has seen the end. This is the one answer that stops a browser from asking again.
         return Ok(StatusCode::NO_CONTENT.into_response());
     };
     let follows = read.follow;
     let by_url = matches!(read.start, Start::After(_));
-    let (events, at) = app.blocking(move |store| open(store, &id, read)).await?;
+    let (events, at) = app.blocking(move |store| open(store, &id, read, window)).await?;
     let options = app.options();
     let mut body = Frames::new(view, format, options.retry, at);
     if !by_url {
@@ -79,6 +79,7 @@ fn open(
     store: &dyn LogStore,
     id: &JobRunId,
     mut read: ReadOptions,
+    window: Option<Window>,
 ) -> Result<(ReadStream, Option<LineNumber>), LogError> {
     let counts_marks = !read.follow && read.times && matches!(read.start, Start::LastLines { .. });
     if !counts_marks && !matches!(read.start, Start::After(_)) {
@@ -90,6 +91,13 @@ fn open(
         }
     }
     let at = if let Start::After(line) = read.start { Some(line) } else { None };
+    if let (Some(window), Some(seen)) = (window, at) {
+        match store.position(id, read.view, Start::Since(window.since)) {
+            Ok(begin) => read.limit = Some(begin.plus(window.lines).0.saturating_sub(seen.0)),
+            Err(LogError::NotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
     Ok((store.read(id, read)?, at))
 }
 
@@ -98,13 +106,22 @@ fn open(
 struct Request {
     read: ReadOptions,
     format: Format,
+    /// What the URL asked for, where its client has seen some of it.
+    window: Option<Window>,
+}
+
+/// So many lines from a moment on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Window {
+    since: UnixMicros,
+    lines: u64,
 }
 
 /// Reads a request; `None` if its client has seen the end already.
 ///
 /// A browser reconnects with the URL it had and a `Last-Event-ID`, so that takes the place of where the URL starts.
 /// How much it asks for then means what is left of it: with `since` and `lines`, up to the same last line as
-/// before; with `lines` alone, which counted back from an end that may have moved, at most as many again; with
+/// before, and so with `since_time`; with `lines` alone, which counted back from an end that may have moved, at most as many again; with
 /// `follow`, everything, since `lines` was about the backlog of the first connection.
 fn request(view: View, params: &Params, headers: &HeaderMap) -> Result<Option<Request>, Refusal> {
     let follow = params.flag("follow")?;
@@ -146,10 +163,12 @@ fn request(view: View, params: &Params, headers: &HeaderMap) -> Result<Option<Re
             }
         }
     };
+    let resumes = matches!(start, Start::After(_));
+    let window = since_time.zip(lines).filter(|_| resumes).map(|(since, lines)| Window { since, lines });
     let times = format == Format::Json;
     let read =
         ReadOptions { start, limit, follow, times, batch_bytes: BATCH_BYTES, ..ReadOptions::new(view) };
-    Ok(Some(Request { read, format }))
+    Ok(Some(Request { read, format, window }))
 }
 
 fn last_event_id(headers: &HeaderMap) -> Result<Option<Cursor>, Refusal> {

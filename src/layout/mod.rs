@@ -2,10 +2,11 @@
 
 mod disk;
 mod run_folder;
+mod told;
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{self, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -22,6 +23,7 @@ pub(crate) use disk::{
 #[cfg(feature = "compression")]
 pub(crate) use run_folder::being_compressed;
 pub(crate) use run_folder::{Removal, RunFolder, aside, compressed, metadata_of};
+pub(crate) use told::is_news;
 
 const JOB_RUNS: &str = "job_runs";
 const TRASH: &str = "trash";
@@ -35,8 +37,11 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
+    /// A relative path is below the working directory, wherever that is later: what is told of a folder that is watched
+    /// has absolute paths.
     pub(crate) fn new(root: &Path) -> Self {
-        Self { root: root.to_owned(), job_runs: root.join(JOB_RUNS), trash: root.join(TRASH) }
+        let root = path::absolute(root).unwrap_or_else(|_| root.to_owned());
+        Self { job_runs: root.join(JOB_RUNS), trash: root.join(TRASH), root }
     }
 
     pub(crate) fn root(&self) -> &Path {
@@ -211,5 +216,18 @@ impl Trashed {
             reason: reason.to_owned(),
             folder,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_of_a_relative_folder_is_known_to_be_in_it() {
+        let told = std::env::current_dir().unwrap().join("./logs/job_runs/r/stdout.log");
+        for root in ["logs", "./logs"] {
+            assert_eq!(Layout::new(Path::new(root)).run_of(&told).unwrap().as_str(), "r");
+        }
     }
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::disk::{allocate, open_regular};
+use super::told::is_news;
 use crate::error::LogError;
 use crate::line::{Stream, UnixMicros};
 use crate::run::JobMetadata;
@@ -122,16 +123,18 @@ impl RunFolder {
     /// A document by another tool may leave it to its folder to say which run it is of.
     fn parse_metadata(&self, text: &[u8]) -> serde_json::Result<JobMetadata> {
         serde_json::from_slice(text).or_else(|error| {
-            let name = self.path.file_name().and_then(OsStr::to_str);
-            match (serde_json::from_slice(text), name) {
-                (Ok(serde_json::Value::Object(mut document)), Some(id))
-                    if !document.contains_key("job_run_id") =>
-                {
-                    document.insert("job_run_id".to_owned(), id.into());
-                    serde_json::from_value(document.into())
-                }
-                _ => Err(error),
+            let Ok(serde_json::Value::Object(mut document)) = serde_json::from_slice(text) else {
+                return Err(error);
+            };
+            if let Some(id) = self.path.file_name().and_then(OsStr::to_str) {
+                document.entry("job_run_id").or_insert_with(|| id.into());
             }
+            let (run, left_out) = JobMetadata::from_document(document);
+            let path = self.metadata();
+            if run.is_ok() && !left_out.is_empty() && is_news(&path, &left_out.join(" ")) {
+                tracing::warn!(path = %path.display(), fields = left_out.join(", "), %error, "fields of metadata.json that can't be understood are left out");
+            }
+            run
         })
     }
 

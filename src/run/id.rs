@@ -24,6 +24,13 @@ impl JobRunId {
         Self(uuid::Uuid::now_v7().hyphenated().to_string().into())
     }
 
+    /// Whether it is one of those that [`generate`](Self::generate) gives: nobody chose it, and it is the beginning of no
+    /// other.
+    #[must_use]
+    pub fn is_generated(&self) -> bool {
+        uuid::Uuid::try_parse(&self.0).is_ok_and(|id| id.get_version_num() == 7 && id.to_string() == *self.0)
+    }
+
     /// The id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {

@@ -144,6 +144,55 @@ struct MetadataJson {
     other: serde_json::Map<String, serde_json::Value>,
 }
 
+/// The field that says how long a run took.
+const DURATION: &str = "duration_ms";
+
+impl JobMetadata {
+    /// The run of a document by another tool. Fields that can't be understood are left out; their names come with it.
+    pub(crate) fn from_document(
+        mut document: serde_json::Map<String, serde_json::Value>,
+    ) -> (serde_json::Result<Self>, Vec<String>) {
+        const ID: &str = "job_run_id";
+        let id = document.get(ID).cloned().unwrap_or_default();
+        let mut left_out = Vec::new();
+        document.retain(|name, value| {
+            let alone = [(ID.to_owned(), id.clone()), (name.clone(), value.clone())];
+            let alone = serde_json::Value::Object(alone.into_iter().collect());
+            let is_understood = serde_json::from_value::<MetadataJson>(alone).is_ok();
+            if !is_understood {
+                left_out.push(name.clone());
+            }
+            is_understood
+        });
+        (serde_json::from_value(document.into()), left_out)
+    }
+
+    /// Fills in the times that a document did not tell, from when the run began and ended as far as anybody else can
+    /// tell.
+    pub(crate) fn with_times(mut self, began: UnixMicros, ended: UnixMicros) -> Self {
+        let unknown = UnixMicros::default();
+        let duration = self.other.remove(DURATION).and_then(|ms| ms.as_u64());
+        if self.state.ended() == Some(unknown) {
+            let ended = match self.started_at {
+                started if started == unknown => ended,
+                started => ended.max(started),
+            };
+            self.state = self.state.ended_at(ended);
+        }
+        if self.started_at == unknown {
+            let latest = self.state.ended().unwrap_or(UnixMicros(u64::MAX));
+            self.started_at = match duration {
+                Some(ms) => UnixMicros(latest.0.saturating_sub(ms.saturating_mul(1000))),
+                None => began.min(latest),
+            };
+        }
+        if self.spec.created_at == unknown {
+            self.spec.created_at = self.started_at;
+        }
+        self
+    }
+}
+
 const fn unversioned() -> u32 {
     FORMAT_VERSION
 }
@@ -185,22 +234,26 @@ struct InconsistentMetadata {
 impl TryFrom<MetadataJson> for JobMetadata {
     type Error = InconsistentMetadata;
 
-    /// A file by another tool may lack times and state: the state then follows from the exit code, and missing
-    /// times from those that are there.
-    fn try_from(json: MetadataJson) -> Result<Self, InconsistentMetadata> {
-        let known = json.started_at.or(json.created_at).or(json.finished_at).unwrap_or_default();
-        let ended = json.finished_at.or_else(|| {
-            json.duration_ms.map(|ms| UnixMicros(known.0.saturating_add(ms.saturating_mul(1000))))
-        });
+    /// A file by another tool may lack times and state. The state then follows from the exit code, and a time from the
+    /// others if they tell it; else it is 0, and a duration without any time stays among the other fields: see
+    /// [`JobMetadata::with_times`].
+    fn try_from(mut json: MetadataJson) -> Result<Self, InconsistentMetadata> {
+        let duration = json.duration_ms.map(|ms| ms.saturating_mul(1000));
+        let begun = json.started_at.or(json.created_at);
+        let ended = json.finished_at.or_else(|| Some(UnixMicros(begun?.0.saturating_add(duration?))));
+        let begun = begun.or_else(|| Some(UnixMicros(ended?.0.saturating_sub(duration?))));
+        if let Some(ms) = json.duration_ms.filter(|_| ended.is_none()) {
+            json.other.insert(DURATION.to_owned(), ms.into());
+        }
         let exit = json.signal.map(Exit::Signal).or(json.exit_code.map(Exit::Code));
-        let kind = json.state.unwrap_or(match (exit, ended) {
-            (Some(Exit::Code(0)), _) => StateKind::Succeeded,
-            (Some(_), _) => StateKind::Failed,
-            (None, Some(_)) => StateKind::Lost,
-            (None, None) => StateKind::Running,
+        let kind = json.state.unwrap_or(match exit {
+            Some(Exit::Code(0)) => StateKind::Succeeded,
+            Some(_) => StateKind::Failed,
+            None if ended.is_some() || duration.is_some() => StateKind::Lost,
+            None => StateKind::Running,
         });
         let lacks = |lacks| InconsistentMetadata { state: kind, lacks };
-        let ended = ended.unwrap_or(known);
+        let ended = ended.unwrap_or_default();
         let state = match kind {
             StateKind::Running => RunState::Running,
             StateKind::Succeeded => RunState::Succeeded { ended },
@@ -213,14 +266,14 @@ impl TryFrom<MetadataJson> for JobMetadata {
             StateKind::Lost => RunState::Lost { ended },
         };
         Ok(Self {
-            started_at: json.started_at.unwrap_or(known),
+            started_at: json.started_at.or(begun).unwrap_or_default(),
             spec: RunSpec {
                 id: json.job_run_id,
                 command: json.command,
                 building_partitions: json.building_partitions,
                 labels: json.labels,
                 host: json.host,
-                created_at: json.created_at.unwrap_or(known),
+                created_at: json.created_at.or(begun).unwrap_or_default(),
             },
             state,
             stdout: json.stdout,

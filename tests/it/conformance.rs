@@ -55,6 +55,17 @@ async fn buffered_files() {
     conformance::run_all(|| buffered(stores())).await;
 }
 
+#[tokio::test]
+async fn a_composite_of_files_and_memory() {
+    let (_guard, stores) = file_stores(indexed);
+    conformance::run_all(|| {
+        let copy = Member::best_effort("copy", Arc::new(MemoryLogStore::new()));
+        let members = [Member::required("files", stores()), copy];
+        Arc::new(CompositeLogStore::new(members, CompositeOptions::default()).unwrap())
+    })
+    .await;
+}
+
 fn buffered(inner: Arc<dyn LogStore>) -> Arc<dyn LogStore> {
     Arc::new(BufferedLogStore::new(inner, BufferOptions::default()))
 }

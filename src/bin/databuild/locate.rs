@@ -43,18 +43,20 @@ impl Located {
 }
 
 /// Finds a run: in the service if one answers and knows it, else in the folder; in a folder that was given by hand
-/// first. With `wait`, an id that nobody knows
-/// yet is taken as it is.
+/// first.
+///
+/// With `wait`, an id that nobody knows yet is taken as it is. Then the beginning of an id that somebody chose stands
+/// for no run: `build-1` is waited for while there is a `build-10`.
 pub(crate) async fn locate(settings: &Settings, name: &RunName, wait: bool) -> Result<Located, Failure> {
     if let Some(folder) = settings.given_folder().await?
         && settings.folder_comes_first()
-        && let Some(found) = find(&folder, name).await?.one(name)?
+        && let Some(found) = find(&folder, name, wait).await?.one(name)?
     {
         return Ok(Located::new(folder, found));
     }
     let (client, chosen) = settings.client()?;
     let service = Source::Service(client);
-    let silence = match find(&service, name).await {
+    let silence = match find(&service, name, wait).await {
         Ok(found) => match found.one(name)? {
             Some(found) => return Ok(Located::new(service, found)),
             None => None,
@@ -64,7 +66,7 @@ pub(crate) async fn locate(settings: &Settings, name: &RunName, wait: bool) -> R
     };
     let folder = settings.folder().await;
     if let Ok(Some(folder)) = &folder
-        && let Some(found) = find(folder, name).await?.one(name)?
+        && let Some(found) = find(folder, name, wait).await?.one(name)?
     {
         if silence.is_some() && chosen {
             note(format_args!("{service} can't answer: reading {folder}"));
@@ -108,7 +110,7 @@ impl Found {
     }
 }
 
-async fn find(source: &Source, name: &RunName) -> Result<Found, SourceError> {
+async fn find(source: &Source, name: &RunName, wait: bool) -> Result<Found, SourceError> {
     let mut query = RunQuery { limit: Some(1), ..RunQuery::default() };
     if let RunName::Id(id) = name {
         match source.run(id).await {
@@ -119,6 +121,9 @@ async fn find(source: &Source, name: &RunName) -> Result<Found, SourceError> {
         query = RunQuery { limit: Some(CANDIDATES + 1), id_prefix: Some(id.to_string()), ..query };
     }
     let mut runs = source.runs(&query, None).await?.runs;
+    if wait && matches!(name, RunName::Id(_)) {
+        runs.retain(|run| run.id().is_generated());
+    }
     Ok(match runs.len() {
         0 => Found::Nothing,
         1 => Found::One(Box::new(runs.remove(0))),

@@ -118,8 +118,10 @@ impl Request {
                 ));
             }
         };
-        // The system keeps the lowest 8 bits, of the job's code as of ours.
-        Ok(ExitCode::from(code.to_le_bytes()[0]))
+        // The system keeps the lowest 8 bits, of the job's code as of ours. What failed by another tool's word with a
+        // code that has none of these set is no success.
+        let code = code.to_le_bytes()[0];
+        Ok(ExitCode::from(if completion.state == StateKind::Failed { code.max(1) } else { code }))
     }
 }
 

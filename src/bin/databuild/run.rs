@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use databuild_logs::{
-    Completion, FileStoreOptions, JobCommand, JobEnd, JobEvent, JobInput, JobMetadata, JobRunId, JobSignal,
-    LogError, RunSpec, RunnerError, Stream, SubProcessBackend, SubProcessRunning, Tee,
+    Completion, FileStoreOptions, InvalidId, JobCommand, JobEnd, JobEvent, JobInput, JobMetadata, JobRunId,
+    JobSignal, LogError, RunSpec, RunnerError, Stream, SubProcessBackend, SubProcessRunning, Tee,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -29,7 +29,7 @@ const OWN_FAILURE: u8 = 125;
 #[derive(Debug, clap::Args)]
 pub(crate) struct RunArgs {
     /// The run's id; one that exists is refused [default: a new one]
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = new_id)]
     id: Option<JobRunId>,
     /// A partition that the run builds; may be given several times
     #[arg(long, short, value_name = "P")]
@@ -223,6 +223,13 @@ fn ignored_signals() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+fn new_id(text: &str) -> Result<JobRunId, String> {
+    match text {
+        "latest" => Err("that is how the run that started last is called; choose another".to_owned()),
+        _ => text.parse().map_err(|invalid: InvalidId| invalid.to_string()),
+    }
 }
 
 fn pair(text: &str) -> Result<(String, String), &'static str> {

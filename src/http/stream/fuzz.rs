@@ -59,7 +59,7 @@ fn a_last_event_id_is_a_cursor_or_refused() {
 
 /// A request as the query that asks for it.
 fn query_of(request: &Request) -> String {
-    let Request { read, format } = request;
+    let Request { read, format, window: _ } = request;
     let mut query =
         format!("follow={}&format={}", read.follow, if *format == Format::Json { "json" } else { "text" });
     match read.start {

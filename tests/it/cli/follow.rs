@@ -56,6 +56,29 @@ async fn a_run_that_has_not_begun_is_waited_for() {
     follower.done().code(0).says("run later succeeded");
 }
 
+/// `build-1` is no other name for `build-10`, which was there before.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_is_waited_for_is_not_the_beginning_of_another() {
+    let databuild = Databuild::new();
+    let record = |id: &str, text: &str| databuild.run(&["run", "-q", "--id", id, "--", "echo", text]).code(0);
+    record("build-10", "ten");
+    let follower = databuild.start(&["logs", "-f", "build-1"]);
+    follower.wait_for("waiting for run build-1 to start");
+    record("build-1", "one");
+    assert_eq!(follower.done().code(0).text(), "one\n");
+    assert_eq!(databuild.run(&["logs", "-f", "build-1"]).code(0).text(), "one\n");
+    record("build-20", "twenty");
+    assert_eq!(databuild.run(&["logs", "-f", "--no-wait", "build-2"]).code(0).text(), "twenty\n");
+    // Nobody chose this one, and few type all of it.
+    databuild.run(&["run", "-q", "--", "echo", "generated"]).code(0);
+    let listed = databuild.run(&["runs", "-o", "json"]).code(0);
+    let latest: serde_json::Value = serde_json::from_str(listed.text().lines().next().unwrap()).unwrap();
+    let id = latest["job_run_id"].as_str().unwrap();
+    assert_eq!(databuild.run(&["logs", "-f", &id[..30]]).code(0).text(), "generated\n");
+    let refused = databuild.run(&["run", "--id", "latest", "--", "echo"]).code(125);
+    refused.says("that is how the run that started last is called");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_that_has_not_begun_is_not_found_by_who_does_not_wait() {
     let setup = Setup::new().await;

@@ -70,6 +70,95 @@ fn a_document_by_another_tool_need_not_name_its_run() {
     }
 }
 
+/// The files tell what a document by another tool leaves out; the service keeps such a run as long as others.
+#[test]
+fn times_that_a_document_lacks_are_those_of_the_files() {
+    let databuild = Databuild::new();
+    let (_service, url) = serving(&databuild);
+    let asking = Databuild::asking(&url);
+    let (now, second) = (jiff::Timestamp::now(), jiff::SignedDuration::from_secs(1));
+    let ended = now - 60 * second;
+    for (run, text, took) in [
+        ("took", r#"{"exit_code": 0, "duration_ms": 5000}"#.to_owned(), Some(5000)),
+        (
+            "ended",
+            format!(r#"{{"exit_code": 0, "finished_at": "{ended}", "duration_ms": 5000}}"#),
+            Some(5000),
+        ),
+        ("only-ended", format!(r#"{{"exit_code": 0, "finished_at": "{}"}}"#, now + 60 * second), None),
+    ] {
+        let folder = databuild.home.path().join("logs/job_runs").join(run);
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("stdout.log"), "hello\n").unwrap();
+        fs::write(folder.join("metadata.json"), text).unwrap();
+        let listed = || -> Option<Value> {
+            let done = asking.run(&["runs", "-o", "json"]).code(0);
+            let runs = done.text().lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+            runs.into_iter().find(|listed| listed["job_run_id"] == run && listed["state"] == "succeeded")
+        };
+        until(|| listed().is_some(), || format!("{run} does not end"));
+        let listed = listed().unwrap();
+        let time = |name: &str| listed[name].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+        let (started, finished) = (time("started_at"), time("finished_at"));
+        assert!(now - 70 * second < started && started <= finished, "{listed}");
+        match took {
+            Some(ms) => assert_eq!(listed["duration_ms"], ms, "{listed}"),
+            None => assert!(started < finished, "{listed}"),
+        }
+    }
+}
+
+#[test]
+fn what_can_not_be_understood_of_a_document_is_said_once_and_the_rest_counts() {
+    let databuild = Databuild::new();
+    let (service, url) = serving(&databuild);
+    let folder = databuild.home.path().join("logs/job_runs/r");
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("stdout.log"), "hello\n").unwrap();
+    let mut follower = Databuild::asking(&url).start(&["logs", "-f", "r", "--exit-status"]);
+    assert_eq!(follower.line(), "hello");
+    let write = |text: &str| {
+        fs::write(folder.join("new"), text).unwrap();
+        fs::rename(folder.join("new"), folder.join("metadata.json")).unwrap();
+    };
+    write(r#"{"exit_code":3,"#);
+    service.wait_for("until it can be read the run counts as one that goes on");
+    let document = r#"{"exit_code": 3, "labels": {"build": 17}, "started_at": "yesterday"}"#;
+    write(document);
+    follower.done().code(3);
+    let said = service.stderr();
+    assert_eq!(said.matches("until it can be read").count(), 1, "{said}");
+    assert!(said.contains("labels, started_at"), "{said}");
+}
+
+#[test]
+fn a_log_that_can_not_be_opened_is_said_once() {
+    let databuild = Databuild::new();
+    let (service, url) = serving(&databuild);
+    let folder = databuild.home.path().join("logs/job_runs/link");
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("stdout.log"), "hello\n").unwrap();
+    let mut follower = Databuild::asking(&url).start(&["logs", "-f", "link"]);
+    assert_eq!(follower.line(), "hello");
+    fs::remove_file(folder.join("stdout.log")).unwrap();
+    std::os::unix::fs::symlink("/etc/hostname", folder.join("stdout.log")).unwrap();
+    service.wait_for("a run of another process can't be followed");
+    // It is looked at once a second.
+    std::thread::sleep(std::time::Duration::from_millis(2500));
+    let said = service.stderr();
+    assert_eq!(said.matches("can't be followed").count(), 1, "{said}");
+    Databuild::asking(&url).run(&["runs"]).code(0);
+}
+
+#[test]
+fn a_run_that_failed_by_anybodys_word_is_no_success() {
+    let databuild = Databuild::new();
+    let folder = databuild.home.path().join("logs/job_runs/r");
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("metadata.json"), r#"{"exit_code": 256}"#).unwrap();
+    databuild.run(&["logs", "r", "--exit-status"]).code(1);
+}
+
 #[test]
 fn a_document_that_can_not_be_read_is_named() {
     let databuild = Databuild::new();

@@ -36,6 +36,8 @@ async fn a_window_that_is_resumed_ends_where_it_would_have() {
         ("?since=2&lines=5", "7", vec!["7!"]),
         ("?since=2&lines=5", "9", vec!["9!"]),
         ("?lines=3", "10", vec!["11", "12", "12!"]),
+        ("?since_time=2020-01-01T00:00:00Z&lines=3", "1", vec!["2", "3", "3!"]),
+        ("?since_time=2020-01-01T00:00:00Z&lines=3", "3", vec!["3!"]),
         ("?lines=0", "10", vec!["10!"]),
     ] {
         let events = server.get_with(&format!("{STDOUT}{query}"), &[("Last-Event-ID", seen)]).await.events();

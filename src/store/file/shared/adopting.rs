@@ -7,6 +7,7 @@ use crate::error::LogError;
 use crate::index::codec::RunRecord;
 use crate::index::progress::Resume;
 use crate::index::{Known, RunNumber, Urgency};
+use crate::layout::is_news;
 use crate::line::UnixMicros;
 use crate::run::{JobRunId, Tombstone};
 use crate::store::file::adopt::ForeignRun;
@@ -141,7 +142,9 @@ impl Shared {
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, run = %foreign.run.id, "a run of another process can't be followed")
+                if is_news(foreign.run.folder.path(), &error.to_string()) {
+                    tracing::warn!(%error, run = %foreign.run.id, "a run of another process can't be followed");
+                }
             }
         }
         true

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, SystemTime};
 
 use crate::error::LogError;
-use crate::layout::{RunFolder, metadata_of};
+use crate::layout::{RunFolder, is_news, metadata_of};
 use crate::line::UnixMicros;
 use crate::logfile::ReadFile;
 use crate::run::{JobMetadata, JobRunId, RunSpec, RunState};
@@ -13,6 +13,7 @@ use crate::store::file::copied;
 /// A folder without a journal and without `metadata.json` counts as a run that goes on for as long as its logs
 /// grew within this time.
 const QUIET: Duration = Duration::from_secs(60 * 60);
+
 /// The end of a run without a journal: `metadata.json` by another tool, or long silence.
 pub(super) fn plain_end(folder: &RunFolder, run: &JobMetadata) -> Result<Option<Box<JobMetadata>>, LogError> {
     if let Some(run) = written_end(folder, run.id(), run.started_at)? {
@@ -39,12 +40,11 @@ pub(crate) fn written_end(
         Ok(Some(mut run)) if run.state.is_over() => {
             // A folder that was copied or renamed still has the name of the other in it.
             run.spec.id = id.clone();
-            Ok(Some(with_times(run, folder, started_at)))
+            Ok(Some(run.with_times(started_at, last_touched(folder).into())))
         }
         Ok(_) => Ok(None),
-        Err(LogError::Corrupt { path, what }) => {
-            // It may be half written by a tool that does not rename.
-            tracing::debug!(path = %path.display(), what, "metadata.json can't be read now");
+        Err(error @ LogError::Corrupt { .. }) => {
+            say_once(folder, &error);
             Ok(None)
         }
         Err(error) => Err(error),
@@ -63,36 +63,25 @@ fn journal_is_abandoned(folder: &RunFolder) -> Result<bool, LogError> {
 pub(super) fn plain_metadata(folder: &RunFolder, id: &JobRunId) -> Result<JobMetadata, LogError> {
     let started = created(folder)?;
     match folder.read_metadata() {
-        Ok(Some(run)) if run.id() == id => return Ok(with_times(run, folder, started)),
+        Ok(Some(run)) if run.id() == id => return Ok(run.with_times(started, last_touched(folder).into())),
         Ok(_) => {}
-        // It may be half written by a tool that does not rename.
-        Err(error @ LogError::Corrupt { .. }) => {
-            tracing::warn!(%error, "until it can be read the run counts as one that goes on");
-        }
+        Err(error @ LogError::Corrupt { .. }) => say_once(folder, &error),
         Err(error) => return Err(error),
     }
     Ok(JobMetadata::started(RunSpec { created_at: started, ..RunSpec::new(id.clone()) }, started))
+}
+
+/// A document that can't be read may be half written, by a tool that does not rename.
+fn say_once(folder: &RunFolder, error: &LogError) {
+    if is_news(folder.path(), &error.to_string()) {
+        tracing::warn!(%error, "until it can be read the run counts as one that goes on");
+    }
 }
 
 fn created(folder: &RunFolder) -> Result<UnixMicros, LogError> {
     let path = folder.path();
     let created = fs::metadata(path).and_then(|folder| folder.created().or_else(|_| folder.modified()));
     Ok(created.map_err(LogError::io("looking at", path))?.into())
-}
-
-/// Takes times that a document lacks from the files.
-fn with_times(mut run: JobMetadata, folder: &RunFolder, started: UnixMicros) -> JobMetadata {
-    let unknown = UnixMicros::default();
-    if run.started_at == unknown {
-        run.started_at = started;
-    }
-    if run.spec.created_at == unknown {
-        run.spec.created_at = run.started_at;
-    }
-    if run.state.ended() == Some(unknown) {
-        run.state = run.state.ended_at(last_touched(folder).into());
-    }
-    run
 }
 
 /// When something was last written to a run's logs or journal.
