@@ -29,6 +29,10 @@ fn numbers(seen: &[Seen]) -> Vec<u64> {
         .collect()
 }
 
+fn follow(store: &FileLogStore) -> tokio::task::JoinHandle<Result<(Vec<Seen>, ReadEnd), LogError>> {
+    tokio::spawn(drain(store.read(&id("r"), followed(View::STDOUT)).unwrap()))
+}
+
 /// Lets this happen to the log after five lines of ten, and gives the numbers of the lines of standard output that are
 /// there in the end, however they are read.
 async fn lines_left(what: &str, pause: Duration, happens: impl Fn(&Path)) -> Vec<u64> {
@@ -36,8 +40,6 @@ async fn lines_left(what: &str, pause: Duration, happens: impl Fn(&Path)) -> Vec
     let log = folder.path().join("job_runs/r/stdout.log");
     let (store, other) = (service(folder.path()), other_process(folder.path()));
     let mut writer = store.start(RunSpec::new(id("r"))).unwrap();
-    let follow =
-        |store: &FileLogStore| tokio::spawn(drain(store.read(&id("r"), followed(View::STDOUT)).unwrap()));
     let followers = [follow(&store), follow(&other)];
     print(&mut *writer, pause, 1..=5);
     writer.flush().unwrap();
@@ -145,8 +147,6 @@ async fn what_others_append_to_a_log_stays_and_everybody_numbers_it_alike() {
         let log = folder.path().join("job_runs/r/stdout.log");
         let (store, other) = (service(folder.path()), other_process(folder.path()));
         let mut writer = store.start(RunSpec::new(id("r"))).unwrap();
-        let follow =
-            |store: &FileLogStore| tokio::spawn(drain(store.read(&id("r"), followed(View::STDOUT)).unwrap()));
         let followers = [follow(&store), follow(&other)];
         let intrude = |text: &[u8]| {
             fs::File::options().append(true).open(&log).unwrap().write_all(text).unwrap();
