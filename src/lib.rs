@@ -34,7 +34,7 @@
 //! | `index/` | Where is line N, which runs are there? `schema` the tables, `codec` the bytes of a record, `progress` which places are kept, `checkpoints` their rows, `retention` which runs are oldest and what all take up, `committer` the thread that writes, `handle` the open index, `database` its file, `failure` what can go wrong with it, `building` a new index beside the old one. |
 //! | `retention.rs` | Which runs are to be evicted, and why? The policy, and the plan from rows alone. |
 //! | `journal.rs` | What happened to a run, and when? The records and their bytes. |
-//! | `logfile/`, `layout/` | How is a file appended to and read, plain or compressed (`seekable` reads, `compress` makes, `frames` has the bytes); what are the files called? |
+//! | `logfile/`, `layout/` | How is a file appended to and read, plain or compressed (`append` writes, `seekable` reads what is compressed, `compress` makes it, `frames` has its bytes); what are the files called? |
 //! | `error.rs`, `run/`, `line.rs` | The words that everything speaks. |
 //! | `meter.rs` | What is counted? The names of all metrics. |
 //!
@@ -61,7 +61,7 @@
 //!    what is there, up to 256 KiB, into the job's one buffer. `Sink::take` gives it to the log first, then to the
 //!    tee, then to `Scanner::scan`, which looks for directives.
 //! 2. The log is a [`RunWriter`]. That of a file store goes through `Shared::append` to `OwnRun::append`
-//!    (`store/file/writer/`), where `AppendFile::append` (`logfile/mod.rs`) writes the bytes. Now they are safe from
+//!    (`store/file/writer/`), where `AppendFile::append` (`logfile/append.rs`) writes the bytes. Now they are safe from
 //!    a crash of this process. If the disk refuses them, the log is cut back to the end of its last whole line, a
 //!    `Hole` counts what comes until the disk takes it again, and the job hears nothing of it.
 //!    Of a run that becomes larger than it may be, `WriterHalf::give_up` (`writer/cap.rs`) gives up a part in the

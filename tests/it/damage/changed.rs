@@ -46,6 +46,10 @@ async fn lines_left(what: &str, pause: Duration, happens: impl Fn(&Path)) -> Vec
     happens(&log);
     print(&mut *writer, pause, 6..=10);
     let run = writer.finish(success()).unwrap();
+    let mut followed = Vec::new();
+    for follower in followers {
+        followed.push(in_time(follower).await.unwrap().unwrap().0);
+    }
     let mut left = None;
     for store in [&store, &other, &other_process(folder.path())] {
         for (view, times) in
@@ -70,8 +74,7 @@ async fn lines_left(what: &str, pause: Duration, happens: impl Fn(&Path)) -> Vec
     }
     let left = left.unwrap();
     let after: Vec<u64> = left.iter().copied().filter(|number| *number > 5).collect();
-    for follower in followers {
-        let (seen, _) = in_time(follower).await.unwrap().unwrap();
+    for seen in followed {
         let numbers = numbers(&seen);
         assert!(numbers.ends_with(&after), "{what}: a follower was given {numbers:?} of {left:?}");
     }

@@ -2,8 +2,8 @@
 //! `sed -i`. What was taken becomes a cut, as if it had been given up, and what is written next stands where it would have
 //! stood; what was added stays. So no line gets the place or the number of another.
 //!
-//! An append that got to a wrong place all the same is noticed by where it ended, and taken back: see
-//! [`append_in_place`](crate::logfile::AppendFile::append_in_place).
+//! The length of a log is looked at before an append, but not more often than each [`LOOK_MICROS`]. What was appended in
+//! between is told by where it ended if it got to a wrong place, and counts as taken too.
 
 use std::io;
 
@@ -17,42 +17,77 @@ use crate::logfile::{Changed, ReadFile};
 use crate::run::GapReason;
 use crate::store::file::marks::JournalReader;
 
+/// So many microseconds after a log was looked at it is as it was then. Two calls to the system for each line of 100
+/// bytes would take a third of the speed at which such lines are appended; a job's output is read in longer steps.
+const LOOK_MICROS: u64 = 5;
+
+/// When a log was looked at last.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Looked {
+    length: UnixMicros,
+    path: UnixMicros,
+}
+
+/// Whether so much time has gone by; also if the clock was set back.
+fn is_past(before: UnixMicros, micros: u64, now: UnixMicros) -> bool {
+    now < before || now.0 - before.0 >= micros
+}
+
 impl WriterHalf {
-    /// Looks whether a log is as long as it was written, unless that was done a moment ago: what is missing is told of
-    /// soon, and a flood of lines costs a look a millisecond.
-    pub(super) fn look_if_due(&mut self, stream: Stream, now: UnixMicros) {
+    /// Looks whether somebody else has changed a log, unless that was done a moment ago.
+    ///
+    /// # Errors
+    ///
+    /// As [`look`](Self::look).
+    pub(super) fn look_if_due(&mut self, stream: Stream, now: UnixMicros) -> Result<(), LogError> {
         let before = &mut self.looked[stream.index()];
-        if now < *before || now.0 - before.0 >= MERGE_MICROS {
-            *before = now;
-            self.look_or_say(stream, now);
+        if !is_past(before.length, LOOK_MICROS, now) {
+            return Ok(());
         }
+        before.length = now;
+        if is_past(before.path, MERGE_MICROS, now) {
+            before.path = now;
+            return self.look(stream, now).map(drop);
+        }
+        let Some(files) = &mut self.files else { return Ok(()) };
+        let changed = files.logs[stream.index()].changed()?;
+        self.take_in(stream, changed, now).map(drop)
     }
 
     /// The same of both logs, at once.
     pub(super) fn look_for_what_was_taken(&mut self) {
         let now = UnixMicros::now();
-        Stream::BOTH.into_iter().for_each(|stream| self.look_or_say(stream, now));
-    }
-
-    fn look_or_say(&mut self, stream: Stream, now: UnixMicros) {
-        if let Err(error) = self.look(stream, now) {
-            tracing::debug!(%error, %stream, "what was taken from a log is not told of yet");
+        for stream in Stream::BOTH {
+            if let Err(error) = self.look(stream, now) {
+                tracing::warn!(%error, %stream, "what was taken from a log is not told of");
+            }
         }
     }
 
-    /// Looks whether a log is as long as it was written. What is missing is counted, and what others appended is taken
-    /// over; true says that there was something.
+    /// Looks whether a log is where it was, and as long as it was written. What is missing is counted, and what others
+    /// appended is taken over; true says that there was something.
     ///
     /// # Errors
     ///
-    /// What kept the journal from being told. What is appended now would get to a wrong place.
+    /// What kept the journal from being told. What is appended then would get to a wrong place.
     pub(super) fn look(&mut self, stream: Stream, now: UnixMicros) -> Result<bool, LogError> {
         let Some(files) = &mut self.files else { return Ok(false) };
-        match files.changed(stream)? {
+        let changed = files.changed(stream)?;
+        self.take_in(stream, changed, now)
+    }
+
+    fn take_in(
+        &mut self,
+        stream: Stream,
+        changed: Option<Changed>,
+        now: UnixMicros,
+    ) -> Result<bool, LogError> {
+        match changed {
             None => return Ok(false),
             Some(Changed::Shorter(length)) => self.cut_from(stream, length, now)?,
             // Behind a hole that is still open nothing is kept.
             Some(Changed::Longer(_)) if self.holes[stream.index()].is_some() => {
+                let Some(files) = &mut self.files else { return Ok(false) };
                 let log = &mut files.logs[stream.index()];
                 log.cut(log.len())?;
             }

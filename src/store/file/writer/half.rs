@@ -7,6 +7,7 @@ use std::sync::Weak;
 use memchr::memchr;
 
 use super::cap::RunCap;
+use super::changed::Looked;
 use super::files::Files;
 use super::hole::Hole;
 use crate::error::LogError;
@@ -40,8 +41,8 @@ pub(super) struct WriterHalf {
     pub(super) open: Option<OpenMark>,
     pub(super) unwritten: VecDeque<Arrival>,
     last_write: UnixMicros,
-    /// When it was last looked whether each log is as long as it was written.
-    pub(super) looked: [UnixMicros; 2],
+    /// When each log was looked at last.
+    pub(super) looked: [Looked; 2],
     pub(super) holes: [Option<Hole>; 2],
     /// Holes that were closed and not published yet.
     pub(super) gaps: Vec<GapAt>,
@@ -74,7 +75,7 @@ impl WriterHalf {
             open: None,
             unwritten: VecDeque::new(),
             last_write: UnixMicros::default(),
-            looked: [UnixMicros::default(); 2],
+            looked: [Looked::default(); 2],
             holes: [None; 2],
             gaps: Vec::new(),
             cuts: Cuts::default(),
@@ -99,8 +100,11 @@ impl WriterHalf {
     }
 
     pub(super) fn append(&mut self, stream: Stream, bytes: &[u8], now: UnixMicros) -> Result<(), LogError> {
-        if self.holes[stream.index()].is_none() {
-            self.look_if_due(stream, now);
+        if self.holes[stream.index()].is_none()
+            && let Err(error) = self.look_if_due(stream, now)
+        {
+            self.open_hole(stream, bytes, now, &error);
+            return Err(error);
         }
         if self.holes[stream.index()].is_some() {
             self.append_behind_hole(stream, bytes, now);
@@ -134,12 +138,17 @@ impl WriterHalf {
         if is_changed && self.look(stream, now).is_ok() {
             return self.append(stream, &bytes[kept..], now);
         }
+        self.open_hole(stream, &bytes[kept..], now, &error);
+        Err(error)
+    }
+
+    /// Loses the line that a stream is in the middle of, and these bytes.
+    fn open_hole(&mut self, stream: Stream, bytes: &[u8], now: UnixMicros, error: &LogError) {
         let mut hole = Hole::new(self.progress.of(stream).unterminated(), now);
-        hole.swallow(&bytes[kept..]);
+        hole.swallow(bytes);
         tracing::warn!(%error, %stream, "output can't be kept; the hole is counted until it can");
         self.holes[stream.index()] = Some(hole);
         self.cut_to_line_start(stream);
-        Err(error)
     }
 
     fn try_append(&mut self, stream: Stream, bytes: &[u8], now: UnixMicros) -> Result<(), LogError> {
@@ -147,7 +156,7 @@ impl WriterHalf {
         let Some(files) = &mut self.files else { return Ok(()) };
         let log = &mut files.logs[stream.index()];
         match has_room {
-            true => log.append_in_place(bytes),
+            true => log.append(bytes),
             false => Err(LogError::io("appending to", log.path())(io::ErrorKind::StorageFull.into())),
         }
     }
