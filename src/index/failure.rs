@@ -21,6 +21,8 @@ pub(super) enum Ailment {
 pub(super) enum Failure {
     Database(redb::Error),
     Damaged(Damaged),
+    /// Two of its rows can't both be true.
+    Disagrees(&'static str),
     /// The database panicked, as it does on damaged pages.
     GaveUp,
 }
@@ -44,6 +46,7 @@ impl Failure {
             }
             Self::Database(error) => error.to_string(),
             Self::Damaged(damaged) => damaged.to_string(),
+            Self::Disagrees(what) => (*what).to_owned(),
             Self::GaveUp => GAVE_UP.to_owned(),
         }
     }

@@ -153,7 +153,7 @@ impl Index {
 
     /// Notes what a failure says of the database, and gives what to tell of it. What is refused because of an earlier
     /// error is told with that one.
-    fn failed(&self, failure: &Failure) -> LogError {
+    pub(super) fn failed(&self, failure: &Failure) -> LogError {
         let mut ailment = self.ailment();
         if let (Failure::Database(redb::Error::PreviousIo), Some(Ailment::Stuck(why))) = (failure, &*ailment)
         {

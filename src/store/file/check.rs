@@ -430,9 +430,13 @@ fn ghosts_and_strays(index: &Index, folders: Vec<JobRunId>) -> Result<(Ghosts, O
     let mut note = |number: RunNumber| strays += u64::from(!known.contains(&number));
     index.numbers_in_use(&mut note)?;
     index.evictable(|_, number, _| note(number))?;
+    let (mut seen, mut twice) = (HashSet::new(), 0);
+    index.evictable(|_, number, _| twice += u64::from(!seen.insert(number)))?;
     index.pinned(|number, _| note(number))?;
     index.partitions(|_, number| note(number))?;
-    let detail = (strays > 0).then(|| format!("{strays} rows lead to runs that the index does not know"));
+    strays += twice;
+    let detail = (strays > 0)
+        .then(|| format!("{strays} rows lead to no run of the index, or to one that has another"));
     Ok((ghosts, detail))
 }
 
