@@ -79,6 +79,11 @@ impl Evictions {
         lock(&self.going).get(id).cloned()
     }
 
+    /// What is left of all of them.
+    pub(super) fn all_going(&self) -> Vec<Tombstone> {
+        lock(&self.going).values().cloned().collect()
+    }
+
     /// Notes that a run is read: who reads it wants to know when it is evicted. Gives the run that others read
     /// already.
     pub(crate) fn note_reader(&self, run: Arc<LiveRun>) -> Arc<LiveRun> {
