@@ -47,7 +47,8 @@
 //! `commit` brings what waits to the index, and `list` lists. What a run is by its folder alone is found out by `tracker`,
 //! and `derive` makes rows of it: for `reconcile`, which brings the index and the folders together while a store is open,
 //! and offline for `rebuild` and `check` (`check_run` finds, `repair` mends). `power` knows what a power cut leaves,
-//! `durability` when files are synced, `space` how much of the disk is left free. `evict` removes runs step by step, and `evictor` is the thread that sees when it is time; `compressor` is the thread
+//! `durability` when files are synced, `space` how much of the disk is left free. `evict` removes runs step by step (`evict/by_folder` where
+//! the disk has no room for an index), and `evictor` is the thread that sees when it is time; `compressor` is the thread
 //! that compresses runs some time after their end, and `compress` puts the files in their place. `handle` says who
 //! keeps a store open, and how its threads get at it.
 //!

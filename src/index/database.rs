@@ -10,6 +10,7 @@ use redb::{Builder, Database, DatabaseError, ReadableDatabase, StorageError, Wri
 
 use crate::error::LogError;
 use crate::index::failure::{Failure, GAVE_UP, caught, is_damage};
+use crate::index::retention::put_tombstones;
 use crate::index::{lookup, schema};
 use crate::line::UnixMicros;
 use crate::run::{FORMAT_VERSION, Tombstone};
@@ -110,15 +111,28 @@ pub(super) fn check(database: &impl ReadableDatabase) -> Result<(), String> {
     if complete { Ok(()) } else { Err("was not made to its end".to_owned()) }
 }
 
-/// Makes an empty index.
-pub(super) fn create_complete(path: &Path) -> Result<Guarded, LogError> {
+/// Makes an index that holds nothing but these evicted runs. Nothing stands at `path`; and when it can't be made, nothing
+/// stands there afterwards.
+pub(super) fn create_complete(path: &Path, evicted: &[Tombstone]) -> Result<Guarded, LogError> {
+    let created = create(path, evicted);
+    if created.as_ref().is_err_and(|error| !matches!(error, LogError::InUse { .. }))
+        && let Err(error) = fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %path.display(), %error, "an index that could not be made stays");
+    }
+    created
+}
+
+fn create(path: &Path, evicted: &[Tombstone]) -> Result<Guarded, LogError> {
     let created = Guarded::new(with_builder(path, |builder| builder.create(path))?);
     let fill = |transaction: &WriteTransaction| {
         make_tables(transaction)?;
+        put_tombstones(transaction, evicted)?;
         say_complete(transaction)
     };
-    let written = created.get().map_or(Ok(()), |database| write(database, fill));
-    written.map_err(|failure| LogError::Index { path: path.to_owned(), detail: failure.describe() })?;
+    let written = created.get().map_or(Ok(()), |database| caught(|| write(database, fill)));
+    written.map_err(|failure| failure.of("making", path))?;
     Ok(created)
 }
 

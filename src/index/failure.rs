@@ -2,7 +2,9 @@
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 
+use crate::error::LogError;
 use crate::index::codec::Damaged;
 
 /// What is said of a database that panicked.
@@ -38,6 +40,16 @@ pub(super) fn damaged(error: Damaged) -> Failure {
 }
 
 impl Failure {
+    /// The same as an error about what was done with the index at `path`.
+    pub(super) fn of(self, doing: &'static str, path: &Path) -> LogError {
+        match self {
+            Self::Database(redb::Error::Io(error)) if !is_damage(error.kind()) => {
+                LogError::io(doing, path)(error)
+            }
+            failure => LogError::Index { path: path.to_owned(), detail: failure.describe() },
+        }
+    }
+
     pub(super) fn describe(&self) -> String {
         match self {
             // Its own words tell who uses it in a program what to do.

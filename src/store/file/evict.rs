@@ -12,6 +12,7 @@
 //! and file systems that store the same bytes once, let a sum that is right be larger.) An index that is found to be wrong is
 //! moved aside and made anew, and nothing is evicted by it.
 
+mod by_folder;
 mod evictions;
 mod trash;
 
@@ -227,9 +228,7 @@ impl Shared {
             self.nudge(Urgency::Now);
         }
         match evicted {
-            Err(error) if order.dry_run || report.evicted.is_empty() || matches!(error, LogError::Closed) => {
-                return Err(error);
-            }
+            Err(error) if order.dry_run || report.evicted.is_empty() => return Err(error),
             Err(error) => {
                 report.unfinished.get_or_insert_with(|| error.to_string());
             }
@@ -409,7 +408,6 @@ impl Shared {
         let committed = self.commit_evicted(index, &rows, gone.iter().map(|(_, folder)| folder));
         match &committed {
             Ok(()) => {}
-            Err(LogError::Closed) => return Err(LogError::Closed),
             Err(error) => {
                 tracing::warn!(%error, "the index hears later of runs that are evicted");
                 turn.trash = true;
