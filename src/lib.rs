@@ -31,7 +31,7 @@
 //! | `store/file/` | How are runs kept in files? See below. |
 //! | `store/buffered/`, `store/composite/` | How are appends gathered; how do several stores act as one? |
 //! | `store/conformance/` | What does every store have to do? |
-//! | `index/` | Where is line N, which runs are there? `schema` the tables, `codec` the bytes of a record, `progress` which places are kept, `checkpoints` their rows, `retention` which runs are oldest and what all take up, `committer` the thread that writes, `handle` the open index, `database` its file, `failure` what can go wrong with it, `building` a new index beside the old one. |
+//! | `index/` | Where is line N, which runs are there? `schema` the tables, `codec` the bytes of a record, `progress` which places are kept, `checkpoints` their rows, `retention` which runs are oldest and what all take up, `committer` the thread that writes, `handle` the open index, `database` its file, `failure` what can go wrong with it, `building` a new index beside the old one, `looking` one that is only looked at. |
 //! | `retention.rs` | Which runs are to be evicted, and why? The policy, and the plan from rows alone. |
 //! | `journal.rs` | What happened to a run, and when? The records and their bytes. |
 //! | `logfile/`, `layout/` | How is a file appended to and read, plain or compressed (`seekable` reads, `compress` makes, `frames` has the bytes); what are the files called? |

@@ -85,10 +85,18 @@ pub(super) fn is_there(path: &Path) -> Result<bool, LogError> {
 
 /// Opens the database that is there; `None` if there is none.
 pub(super) fn open_existing(path: &Path) -> Result<Option<Guarded>, LogError> {
+    open_by(path, |builder| builder.open(path))
+}
+
+/// The same with another way to open it.
+pub(super) fn open_by(
+    path: &Path,
+    open: impl FnOnce(&Builder) -> Result<Database, DatabaseError>,
+) -> Result<Option<Guarded>, LogError> {
     if !is_there(path)? {
         return Ok(None);
     }
-    let guarded = Guarded::new(with_builder(path, |builder| builder.open(path))?);
+    let guarded = Guarded::new(with_builder(path, open)?);
     let usable = guarded.get().map_or(Ok(()), check);
     usable.map_err(|detail| LogError::Index { path: path.to_owned(), detail })?;
     Ok(Some(guarded))
@@ -197,7 +205,7 @@ pub(crate) fn quarantine(path: &Path, why: &str) -> Result<(), LogError> {
 }
 
 /// Indexes that were moved aside are kept for a look at them, but on a disk that damages one after the other they
-/// must not fill it.
+/// must not fill it. What is no file is somebody else's, and stays.
 fn remove_all_but_newest(path: &Path) {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
         return;
@@ -206,6 +214,7 @@ fn remove_all_but_newest(path: &Path) {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let is_aside = |path: &PathBuf| {
         path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(&prefix))
+            && fs::symlink_metadata(path).is_ok_and(|aside| !aside.is_dir())
     };
     let mut aside: Vec<_> = entries.filter(is_aside).collect();
     // Their names end in a time, and times have the same number of digits.

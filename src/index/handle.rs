@@ -152,7 +152,8 @@ impl Index {
         caught(|| Ok(database.compact()?)).map_err(|failure| self.failed(&failure))
     }
 
-    /// Looks at every page of the database: whether each is what was written. What redb can mend it mends.
+    /// Looks at every page of the database: whether each is what was written. What redb can mend it mends, but for one that
+    /// was [opened to look](Self::open_to_look).
     pub(crate) fn is_sound(&self) -> Result<bool, LogError> {
         let mut held = self.held_alone();
         let database = held.database.as_mut().and_then(Guarded::get_mut);

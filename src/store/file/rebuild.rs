@@ -129,7 +129,7 @@ fn put_in_place(
     sink.flush()?;
     sink.index.finish()?;
     let index = layout.index();
-    if index.is_dir() {
+    if fs::metadata(&index).is_ok_and(|found| !found.is_file()) {
         quarantine(&index, "it is not a file")?;
     }
     fs::rename(path, &index).map_err(LogError::io("replacing", &index))?;
