@@ -193,7 +193,7 @@ impl Index {
 
     /// Notes what a failure says of the database, and gives what to tell of it. What is refused because of an earlier
     /// error is told with that one.
-    pub(super) fn failed(&self, failure: &Failure) -> LogError {
+    fn failed(&self, failure: &Failure) -> LogError {
         let mut ailment = self.ailment();
         if let (Failure::Database(redb::Error::PreviousIo), Some(Ailment::Stuck(why))) = (failure, &*ailment)
         {
@@ -232,12 +232,13 @@ impl Index {
             // What is at its path is not ours, and ours is where it was moved to.
             return Ok(false);
         }
-        let ailment = self.ailment().clone();
-        let Some(ailment) = ailment.or_else(|| self.is_another_file()) else { return Ok(false) };
-        let mut held = self.held_alone();
-        if held.closed {
+        let ailment = |held: &Held| self.ailment().clone().or_else(|| self.is_another_file(held));
+        if ailment(&self.held.read().unwrap_or_else(PoisonError::into_inner)).is_none() {
             return Ok(false);
         }
+        let mut held = self.held_alone();
+        // Another thread may have mended it while this one waited.
+        let Some(ailment) = ailment(&held).filter(|_| !held.closed) else { return Ok(false) };
         let mended = self.replace(&mut held, &ailment);
         *self.ailment() = mended.is_err().then_some(ailment);
         let no_room = mended.as_ref().is_err_and(LogError::is_disk_full);
@@ -276,8 +277,7 @@ impl Index {
         }
     }
 
-    fn is_another_file(&self) -> Option<Ailment> {
-        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+    fn is_another_file(&self, held: &Held) -> Option<Ailment> {
         let gone = !held.closed && file_at(&self.path) != held.file;
         gone.then(|| Ailment::Damaged("the file was taken away or replaced".to_owned()))
     }

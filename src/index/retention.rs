@@ -11,7 +11,7 @@
 use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
 
 use crate::error::LogError;
-use crate::index::codec;
+use crate::index::codec::{self, RunRecord};
 use crate::index::commit::forget_run;
 use crate::index::failure::{Failure, damaged};
 use crate::index::handle::Index;
@@ -187,9 +187,37 @@ impl Index {
         })
     }
 
-    /// Notes that the row of a run among those that may be evicted does not agree with its record.
-    pub(crate) fn found_wrong_end(&self) -> LogError {
-        self.failed(&Failure::Disagrees("a run did not end when its row among those to be evicted says"))
+    /// The record of a run that may be evicted; `None` if it has gone since, or may not be evicted any more.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Index`] if the run ended at another time than its row says: the index is damaged then, and is to be
+    /// [mended](Self::mend).
+    pub(crate) fn record_to_evict(&self, row: &Candidate) -> Result<Option<RunRecord>, LogError> {
+        self.read(|transaction| {
+            let evictable = transaction.open_table(schema::EVICTABLE)?;
+            let has_row = |ended: UnixMicros| -> Result<bool, Failure> {
+                Ok(evictable.get((ended.0, row.number))?.is_some())
+            };
+            let is_there = has_row(row.ended)?;
+            let record = match transaction.open_table(schema::RUNS)?.get(row.number)? {
+                Some(value) => Some(codec::decode_run(row.number, value.value()).map_err(damaged)?),
+                None => None,
+            };
+            let agrees = match record.as_ref().and_then(|record| record.run.state.ended()) {
+                Some(ended) if ended == row.ended => true,
+                // The index may have been made anew since the row was read, and the number be another run's.
+                Some(ended) => {
+                    let is_pinned = transaction.open_table(schema::PINNED)?.get(row.number)?.is_some();
+                    !is_there && (is_pinned || has_row(ended)?)
+                }
+                None => !is_there,
+            };
+            match agrees {
+                true => Ok(record.filter(|_| is_there)),
+                false => Err(Failure::Disagrees("a run did not end when its row among those to evict says")),
+            }
+        })
     }
 
     /// Sets the sum of what finished runs take up to what their rows add up to; gives whether that changed it.

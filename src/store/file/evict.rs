@@ -319,13 +319,10 @@ impl Shared {
         let evicted_at = UnixMicros::now();
         let mut victims = Vec::new();
         for (row, reason) in planned {
-            let Some(record) = index.record(row.number)? else {
+            let Some(record) = index.record_to_evict(&row)? else {
                 turn.refused.insert(row.number);
                 continue;
             };
-            if record.run.state.ended() != Some(row.ended) {
-                return Err(index.found_wrong_end());
-            }
             let id = record.run.id().clone();
             if self.evictions.going(&id).is_some() {
                 // It is gone, and its row goes when the index can be written.

@@ -41,6 +41,11 @@ fn wrong_end(folder: &Path) {
     change_first(folder, |(ended, number), bytes| ((ended ^ BIT, number), bytes));
 }
 
+/// The row of a run that there is not.
+fn no_number(folder: &Path) {
+    change_first(folder, |(ended, number), bytes| ((ended, number ^ BIT), bytes));
+}
+
 /// The row of another run.
 fn wrong_number(folder: &Path) {
     change_first(folder, |(ended, number), bytes| ((ended, number ^ 2), bytes));
@@ -86,7 +91,7 @@ fn a_wrong_bit_in_what_eviction_goes_by_evicts_nothing_and_the_index_is_made_ane
 
 #[test]
 fn a_request_finds_a_wrong_bit_too_and_is_carried_out_by_the_new_index() {
-    for damage in [wrong_sum, wrong_size, wrong_end, wrong_number] {
+    for damage in [wrong_sum, wrong_size, wrong_end, wrong_number, no_number] {
         let folder = four_runs();
         damage(folder.path());
         let store = open(folder.path());
@@ -104,7 +109,7 @@ fn a_request_finds_a_wrong_bit_too_and_is_carried_out_by_the_new_index() {
 
 #[test]
 fn a_check_finds_a_wrong_bit_in_what_eviction_goes_by_and_mends_it() {
-    for damage in [wrong_sum, wrong_size, wrong_end, wrong_number] {
+    for damage in [wrong_sum, wrong_size, wrong_end, wrong_number, no_number] {
         let folder = four_runs();
         damage(folder.path());
         assert_ne!(findings(folder.path()), []);
