@@ -1,6 +1,6 @@
 //! A bit of the index is wrong, in a row that has no checksum: no run goes because of it.
 
-use redb::{Database, ReadableTable, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use super::*;
 
@@ -120,4 +120,66 @@ fn a_check_finds_a_wrong_bit_in_what_eviction_goes_by_and_mends_it() {
         assert_eq!(evicted(&store.gc(&GcRequest::default()).unwrap()), [""; 0]);
         assert_eq!(left(&store), ["1", "2", "3", "4"]);
     }
+}
+
+/// Where in the file the rows stand that eviction goes by: keys and values of each run, and the sum.
+fn places(folder: &Path) -> Vec<usize> {
+    let path = folder.join("index.redb");
+    let mut patterns = Vec::new();
+    {
+        let database = Database::open(&path).unwrap();
+        let transaction = database.begin_read().unwrap();
+        for row in transaction.open_table(EVICTABLE).unwrap().iter().unwrap() {
+            let (at, bytes) = row.unwrap();
+            let (ended, number) = at.value();
+            patterns.push([ended.to_le_bytes(), number.to_le_bytes()].concat());
+            patterns.push(bytes.value().to_le_bytes().to_vec());
+        }
+        let sum = transaction.open_table(TOTALS).unwrap().get("finished_bytes").unwrap().unwrap().value();
+        patterns.push(sum.to_le_bytes().to_vec());
+    }
+    let file = fs::read(path).unwrap();
+    let mut places = Vec::new();
+    for pattern in patterns {
+        let found = (0..file.len() - pattern.len()).filter(|&at| file[at..].starts_with(&pattern));
+        places.extend(found.flat_map(|at| at..at + pattern.len()));
+    }
+    places.sort_unstable();
+    places.dedup();
+    places
+}
+
+/// As a disk does it, with no regard to the order of the rows.
+#[test]
+fn no_bit_of_what_eviction_goes_by_takes_a_run_that_is_to_stay() {
+    let folder = four_runs();
+    let places = places(folder.path());
+    let sound = fs::read(folder.path().join("index.redb")).unwrap();
+    let mut made_anew = 0;
+    for (round, at) in places.iter().enumerate().filter(|(round, _)| round % 2 == 0) {
+        let copy = tempfile::tempdir().unwrap();
+        crate::support::copy_folder(folder.path(), copy.path());
+        let bit = (round / 2 * 5 + at) % 8;
+        let mut flipped = sound.clone();
+        flipped[*at] ^= 1 << bit;
+        fs::write(copy.path().join("index.redb"), flipped).unwrap();
+        let what = format!("bit {bit} of byte {at}");
+        let store = open(copy.path());
+        // The first ended four hours ago.
+        let requests =
+            [older_than(HOUR * 24), at_most(10_000_000_000), GcRequest { keep_last: Some(3), ..all() }];
+        for (request, may_go) in requests.iter().zip([&[][..], &[], &["1"]]) {
+            match store.gc(request) {
+                Ok(report) => assert!(evicted(&report).iter().all(|run| may_go.contains(run)), "{what}"),
+                Err(LogError::Index { .. }) => {}
+                Err(error) => panic!("{what}: {error}"),
+            }
+        }
+        for run in ["2", "3", "4"] {
+            assert_eq!(store.run(&id(run)).unwrap().stdout.lines, 1_000, "{what}");
+        }
+        made_anew += moved_aside(copy.path());
+        drop(store.close());
+    }
+    assert!(made_anew > 20, "{made_anew} of {}", places.len() / 2);
 }
