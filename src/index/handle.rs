@@ -185,6 +185,9 @@ impl Index {
                 Some(Ailment::Stuck(why)) => {
                     self.error(format!("is to be opened again after an error: {why}"))
                 }
+                _ if self.no_room.load(Ordering::Acquire) => {
+                    self.error("can't be made before the disk has room for it".to_owned())
+                }
                 _ => self.error("is being made anew".to_owned()),
             });
         };

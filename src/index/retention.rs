@@ -158,12 +158,12 @@ impl Index {
     /// What finished runs take up, added up row by row.
     pub(crate) fn count_finished_bytes(&self) -> Result<u64, LogError> {
         self.read(|transaction| {
-            add_up(&transaction.open_table(schema::EVICTABLE)?, &transaction.open_table(schema::PINNED)?)
+            let (evictable, pinned) = (schema::EVICTABLE, schema::PINNED);
+            Ok(add_up(&transaction.open_table(evictable)?, &transaction.open_table(pinned)?)?.1)
         })
     }
 
-    /// Sees that the sum and the number of the rows are those that are kept of them. What that takes grows with the runs:
-    /// 10⁶ rows, some tenths of a second.
+    /// Sees that the sum and the number of the rows are those that are kept of them. What that takes grows with the runs.
     ///
     /// # Errors
     ///
@@ -171,15 +171,10 @@ impl Index {
     pub(crate) fn confirm_totals(&self) -> Result<(), LogError> {
         self.read(|transaction| {
             let evictable = transaction.open_table(schema::EVICTABLE)?;
-            let mut rows = 0;
-            for row in evictable.iter()? {
-                row?;
-                rows += 1;
-            }
+            let (rows, sum) = add_up(&evictable, &transaction.open_table(schema::PINNED)?)?;
             if rows != evictable.len()? {
                 return Err(Failure::Disagrees("there are not as many rows of runs as were counted"));
             }
-            let sum = add_up(&evictable, &transaction.open_table(schema::PINNED)?)?;
             if total(transaction, schema::FINISHED_BYTES)?.unwrap_or(0) != sum {
                 return Err(Failure::Disagrees("what runs take up is not the sum of their rows"));
             }
@@ -223,7 +218,7 @@ impl Index {
     /// Sets the sum of what finished runs take up to what their rows add up to; gives whether that changed it.
     pub(crate) fn correct_finished_bytes(&self) -> Result<bool, LogError> {
         self.write(|transaction| {
-            let sum = add_up(
+            let (_, sum) = add_up(
                 &transaction.open_table(schema::EVICTABLE)?,
                 &transaction.open_table(schema::PINNED)?,
             )?;
@@ -307,18 +302,20 @@ impl Index {
     }
 }
 
+/// How many runs may be evicted by their rows, and what all of them take up, pinned ones included.
 fn add_up(
     evictable: &impl ReadableTable<(u64, RunNumber), u64>,
     pinned: &impl ReadableTable<RunNumber, u64>,
-) -> Result<u64, Failure> {
-    let mut sum: u64 = 0;
+) -> Result<(u64, u64), Failure> {
+    let (mut rows, mut sum) = (0, 0_u64);
     for row in evictable.iter()? {
+        rows += 1;
         sum = sum.saturating_add(row?.1.value());
     }
     for row in pinned.iter()? {
         sum = sum.saturating_add(row?.1.value());
     }
-    Ok(sum)
+    Ok((rows, sum))
 }
 
 fn total(transaction: &ReadTransaction, name: &str) -> Result<Option<u64>, Failure> {

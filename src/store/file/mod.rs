@@ -132,7 +132,8 @@ impl fmt::Debug for FileLogStore {
 
 impl FileLogStore {
     /// Opens the store with its index, which only one process at a time can: the service. Folders are made as
-    /// needed; runs whose writer is gone become lost.
+    /// needed; runs whose writer is gone become lost. An index that can't be used is made anew; where the disk has no room
+    /// for one, runs are found by their folders until it has.
     ///
     /// Blocks for as long as the disk takes; the work is proportional to the runs that were live.
     ///
