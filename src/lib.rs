@@ -31,7 +31,7 @@
 //! | `store/file/` | How are runs kept in files? See below. |
 //! | `store/buffered/`, `store/composite/` | How are appends gathered; how do several stores act as one? |
 //! | `store/conformance/` | What does every store have to do? |
-//! | `index/` | Where is line N, which runs are there? `schema` the tables, `codec` the bytes of a record, `progress` which places are kept, `checkpoints` their rows, `retention` which runs are oldest and what all take up, `committer` the thread that writes, `handle` the open index, `database` its file, `failure` what can go wrong with it, `building` a new index beside the old one. |
+//! | `index/` | Where is line N, which runs are there? `schema` the tables, `codec` the bytes of a record, `progress` which places are kept, `checkpoints` their rows, `retention` which runs are oldest and what all take up, `committer` the thread that writes, `handle` the open index, `database` its file, `failure` what can go wrong with it, `building` a new index beside the old one, `looking` one that is only looked at. |
 //! | `retention.rs` | Which runs are to be evicted, and why? The policy, and the plan from rows alone. |
 //! | `journal.rs` | What happened to a run, and when? The records and their bytes. |
 //! | `logfile/`, `layout/` | How is a file appended to and read, plain or compressed (`append` writes, `seekable` reads what is compressed, `compress` makes it, `frames` has its bytes); what are the files called? |
@@ -47,7 +47,8 @@
 //! `commit` brings what waits to the index, and `list` lists. What a run is by its folder alone is found out by `tracker`,
 //! and `derive` makes rows of it: for `reconcile`, which brings the index and the folders together while a store is open,
 //! and offline for `rebuild` and `check` (`check_run` finds, `repair` mends). `power` knows what a power cut leaves,
-//! `durability` when files are synced, `space` how much of the disk is left free. `evict` removes runs step by step, and `evictor` is the thread that sees when it is time; `compressor` is the thread
+//! `durability` when files are synced, `space` how much of the disk is left free. `evict` removes runs step by step (`evict/by_folder` where
+//! the disk has no room for an index), and `evictor` is the thread that sees when it is time; `compressor` is the thread
 //! that compresses runs some time after their end, and `compress` puts the files in their place. `handle` says who
 //! keeps a store open, and how its threads get at it.
 //!

@@ -9,6 +9,7 @@ use redb::{Builder, Database, DatabaseError, ReadableDatabase, StorageError, Wri
 
 use crate::error::LogError;
 use crate::index::failure::{Failure, GAVE_UP, caught, is_damage};
+use crate::index::retention::put_tombstones;
 use crate::index::{lookup, schema};
 use crate::line::UnixMicros;
 use crate::run::{FORMAT_VERSION, Tombstone};
@@ -83,10 +84,18 @@ pub(super) fn is_there(path: &Path) -> Result<bool, LogError> {
 
 /// Opens the database that is there; `None` if there is none.
 pub(super) fn open_existing(path: &Path) -> Result<Option<Guarded>, LogError> {
+    open_by(path, |builder| builder.open(path))
+}
+
+/// The same with another way to open it.
+pub(super) fn open_by(
+    path: &Path,
+    open: impl FnOnce(&Builder) -> Result<Database, DatabaseError>,
+) -> Result<Option<Guarded>, LogError> {
     if !is_there(path)? {
         return Ok(None);
     }
-    let guarded = Guarded::new(with_builder(path, |builder| builder.open(path))?);
+    let guarded = Guarded::new(with_builder(path, open)?);
     let usable = guarded.get().map_or(Ok(()), check);
     usable.map_err(|detail| LogError::Index { path: path.to_owned(), detail })?;
     Ok(Some(guarded))
@@ -109,15 +118,28 @@ pub(super) fn check(database: &impl ReadableDatabase) -> Result<(), String> {
     if complete { Ok(()) } else { Err("was not made to its end".to_owned()) }
 }
 
-/// Makes an empty index.
-pub(super) fn create_complete(path: &Path) -> Result<Guarded, LogError> {
+/// Makes an index that holds nothing but these evicted runs. Nothing stands at `path`; and when it can't be made, nothing
+/// stands there afterwards.
+pub(super) fn create_complete(path: &Path, evicted: &[Tombstone]) -> Result<Guarded, LogError> {
+    let created = create(path, evicted);
+    if created.as_ref().is_err_and(|error| !matches!(error, LogError::InUse { .. }))
+        && let Err(error) = fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %path.display(), %error, "an index that could not be made stays");
+    }
+    created
+}
+
+fn create(path: &Path, evicted: &[Tombstone]) -> Result<Guarded, LogError> {
     let created = Guarded::new(with_builder(path, |builder| builder.create(path))?);
     let fill = |transaction: &WriteTransaction| {
         make_tables(transaction)?;
+        put_tombstones(transaction, evicted)?;
         say_complete(transaction)
     };
-    let written = created.get().map_or(Ok(()), |database| write(database, fill));
-    written.map_err(|failure| LogError::Index { path: path.to_owned(), detail: failure.describe() })?;
+    let written = created.get().map_or(Ok(()), |database| caught(|| write(database, fill)));
+    written.map_err(|failure| failure.of("making", path))?;
     Ok(created)
 }
 
@@ -177,7 +199,7 @@ pub(crate) fn quarantine(path: &Path, why: &str) -> Result<(), LogError> {
 }
 
 /// Indexes that were moved aside are kept for a look at them, but on a disk that damages one after the other they
-/// must not fill it.
+/// must not fill it. What is no file is somebody else's, and stays.
 fn remove_all_but_newest(path: &Path) {
     let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
         return;
@@ -186,6 +208,7 @@ fn remove_all_but_newest(path: &Path) {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let is_aside = |path: &PathBuf| {
         path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(&prefix))
+            && fs::symlink_metadata(path).is_ok_and(|aside| !aside.is_dir())
     };
     let mut aside: Vec<_> = entries.filter(is_aside).collect();
     // Their names end in a time, and times have the same number of digits.

@@ -2,7 +2,9 @@
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 
+use crate::error::LogError;
 use crate::index::codec::Damaged;
 
 /// What is said of a database that panicked.
@@ -21,6 +23,8 @@ pub(super) enum Ailment {
 pub(super) enum Failure {
     Database(redb::Error),
     Damaged(Damaged),
+    /// Two of its rows can't both be true.
+    Disagrees(&'static str),
     /// The database panicked, as it does on damaged pages.
     GaveUp,
 }
@@ -36,6 +40,16 @@ pub(super) fn damaged(error: Damaged) -> Failure {
 }
 
 impl Failure {
+    /// The same as an error about what was done with the index at `path`.
+    pub(super) fn of(self, doing: &'static str, path: &Path) -> LogError {
+        match self {
+            Self::Database(redb::Error::Io(error)) if !is_damage(error.kind()) => {
+                LogError::io(doing, path)(error)
+            }
+            failure => LogError::Index { path: path.to_owned(), detail: failure.describe() },
+        }
+    }
+
     pub(super) fn describe(&self) -> String {
         match self {
             // Its own words tell who uses it in a program what to do.
@@ -44,6 +58,7 @@ impl Failure {
             }
             Self::Database(error) => error.to_string(),
             Self::Damaged(damaged) => damaged.to_string(),
+            Self::Disagrees(what) => (*what).to_owned(),
             Self::GaveUp => GAVE_UP.to_owned(),
         }
     }

@@ -8,10 +8,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
 use redb::{Database, ReadTransaction, ReadableDatabase, WriteTransaction};
 
 use crate::error::LogError;
-use crate::index::commit::Changes;
 use crate::index::database::{Guarded, create_complete, open_existing, quarantine, tombstones_of, write};
 use crate::index::failure::{Ailment, Failure, caught};
 use crate::layout::{FileId, StoreLock, file_at};
+use crate::run::{JobRunId, Tombstone};
 
 /// Up to so many bytes an index is compacted when it is closed, which takes a few milliseconds then. redb doubles a
 /// young file when it grows: half of it may be unused.
@@ -28,12 +28,16 @@ pub(crate) struct Index {
     home: Option<FileId>,
     /// Whether that was away when it was last looked for.
     away: AtomicBool,
+    /// Whether the last try to make it anew found no room on the disk.
+    no_room: AtomicBool,
 }
 
 #[derive(Debug)]
 struct Held {
     /// `None` once the index is closed, and while it is being made anew.
     database: Option<Guarded>,
+    /// What the last one told of evicted runs, until the next one has it.
+    evicted: Vec<Tombstone>,
     /// Which file that is: device and inode.
     file: Option<FileId>,
     /// `None` once the index is closed, and in an index that is being built.
@@ -43,23 +47,31 @@ struct Held {
 
 impl Index {
     /// Opens the index, or makes an empty one. An index that can't be used is moved aside: everything in it can be
-    /// had from the run folders again.
+    /// had from the run folders again. On a disk that has no room for it, it [is missing](Self::is_missing) until it is
+    /// [mended](Self::mend).
     ///
     /// # Errors
     ///
     /// [`LogError::InUse`] if another process has it open, or what the disk said.
     pub(crate) fn open(path: PathBuf) -> Result<Self, LogError> {
         let lock = StoreLock::take(&path)?;
-        let database = match open_existing(&path) {
-            Ok(Some(database)) => database,
-            Ok(None) => create_complete(&path)?,
-            Err(LogError::Index { detail, .. }) => {
-                quarantine(&path, &detail)?;
-                create_complete(&path)?
-            }
+        match open_existing(&path) {
+            Ok(Some(database)) => return Ok(Self::of(path, database, Some(lock))),
+            Ok(None) => {}
+            Err(LogError::Index { detail, .. }) => quarantine(&path, &detail)?,
             Err(error) => return Err(error),
-        };
-        Ok(Self::of(path, database, Some(lock)))
+        }
+        match create_complete(&path, &[]) {
+            Ok(database) => Ok(Self::of(path, database, Some(lock))),
+            Err(error) if error.is_disk_full() => {
+                tracing::error!(%error, "there is no room for an index; logs are read without one until there is");
+                let index = Self::with(path, None, Some(lock));
+                *index.ailment() = Some(Ailment::Damaged(error.to_string()));
+                index.no_room.store(true, Ordering::Release);
+                Ok(index)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Opens an index as it is; `None` if there is none. The caller has its lock.
@@ -73,9 +85,36 @@ impl Index {
     }
 
     pub(super) fn of(path: PathBuf, database: Guarded, lock: Option<StoreLock>) -> Self {
-        let held = Held { file: file_at(&path), database: Some(database), lock, closed: false };
-        let (home, away) = (path.parent().and_then(file_at), AtomicBool::new(false));
-        Self { path, home, away, held: RwLock::new(held), ailment: Mutex::new(None) }
+        Self::with(path, Some(database), lock)
+    }
+
+    fn with(path: PathBuf, database: Option<Guarded>, lock: Option<StoreLock>) -> Self {
+        let held = Held { file: file_at(&path), database, evicted: Vec::new(), lock, closed: false };
+        Self {
+            home: path.parent().and_then(file_at),
+            path,
+            away: AtomicBool::new(false),
+            no_room: AtomicBool::new(false),
+            held: RwLock::new(held),
+            ailment: Mutex::new(None),
+        }
+    }
+
+    /// Whether there is none at this moment: it could not be made yet.
+    pub(crate) fn is_missing(&self) -> bool {
+        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        held.database.is_none() && !held.closed
+    }
+
+    /// Whether that is for lack of room on the disk.
+    pub(crate) fn lacks_room(&self) -> bool {
+        self.no_room.load(Ordering::Acquire) && self.is_missing()
+    }
+
+    /// What is known of an evicted run by an index that is missing.
+    pub(super) fn evicted_before(&self, id: &JobRunId) -> Option<Tombstone> {
+        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+        held.evicted.iter().find(|stone| stone.id == *id).cloned()
     }
 
     /// Closes the database cleanly; a small one gives back what it does not use. Every later call says that the index
@@ -111,7 +150,8 @@ impl Index {
         caught(|| Ok(database.compact()?)).map_err(|failure| self.failed(&failure))
     }
 
-    /// Looks at every page of the database: whether each is what was written. What redb can mend it mends.
+    /// Looks at every page of the database: whether each is what was written. What redb can mend it mends, but for one that
+    /// was [opened to look](Self::open_to_look).
     pub(crate) fn is_sound(&self) -> Result<bool, LogError> {
         let mut held = self.held_alone();
         let database = held.database.as_mut().and_then(Guarded::get_mut);
@@ -142,6 +182,9 @@ impl Index {
                 _ if held.closed => LogError::Closed,
                 Some(Ailment::Stuck(why)) => {
                     self.error(format!("is to be opened again after an error: {why}"))
+                }
+                _ if self.no_room.load(Ordering::Acquire) => {
+                    self.error("can't be made before the disk has room for it".to_owned())
                 }
                 _ => self.error("is being made anew".to_owned()),
             });
@@ -190,14 +233,17 @@ impl Index {
             // What is at its path is not ours, and ours is where it was moved to.
             return Ok(false);
         }
-        let ailment = self.ailment().clone();
-        let Some(ailment) = ailment.or_else(|| self.is_another_file()) else { return Ok(false) };
-        let mut held = self.held_alone();
-        if held.closed {
+        let ailment = |held: &Held| self.ailment().clone().or_else(|| self.is_another_file(held));
+        if ailment(&self.held.read().unwrap_or_else(PoisonError::into_inner)).is_none() {
             return Ok(false);
         }
+        let mut held = self.held_alone();
+        // Another thread may have mended it while this one waited.
+        let Some(ailment) = ailment(&held).filter(|_| !held.closed) else { return Ok(false) };
         let mended = self.replace(&mut held, &ailment);
         *self.ailment() = mended.is_err().then_some(ailment);
+        let no_room = mended.as_ref().is_err_and(LogError::is_disk_full);
+        self.no_room.store(no_room, Ordering::Release);
         if let Ok(true) = mended {
             on_empty();
         }
@@ -232,16 +278,14 @@ impl Index {
         }
     }
 
-    fn is_another_file(&self) -> Option<Ailment> {
-        let held = self.held.read().unwrap_or_else(PoisonError::into_inner);
+    fn is_another_file(&self, held: &Held) -> Option<Ailment> {
         let gone = !held.closed && file_at(&self.path) != held.file;
         gone.then(|| Ailment::Damaged("the file was taken away or replaced".to_owned()))
     }
 
     fn replace(&self, held: &mut Held, ailment: &Ailment) -> Result<bool, LogError> {
-        let mut stones = Vec::new();
         if let Some(database) = held.database.take() {
-            stones = database.get().map(tombstones_of).unwrap_or_default();
+            held.evicted = database.get().map(tombstones_of).unwrap_or_default();
         }
         let mut why = match ailment {
             Ailment::Damaged(why) => Some(why.clone()),
@@ -251,7 +295,7 @@ impl Index {
             match open_existing(&self.path) {
                 Ok(Some(database)) => {
                     tracing::info!(path = %self.path.display(), "the index is opened again after an error of the disk");
-                    held.database = Some(database);
+                    (held.database, held.evicted) = (Some(database), Vec::new());
                     return Ok(false);
                 }
                 Ok(None) => {}
@@ -261,20 +305,12 @@ impl Index {
         }
         if self.path.exists() {
             quarantine(&self.path, &why.unwrap_or_default())?;
-        } else {
+        } else if !self.no_room.load(Ordering::Acquire) {
             tracing::error!(path = %self.path.display(), "the index is gone and is made anew");
         }
-        let database = create_complete(&self.path)?;
+        let database = create_complete(&self.path, &held.evicted)?;
         held.file = file_at(&self.path);
-        held.database = Some(database);
-        if !stones.is_empty()
-            && let Some(database) = held.database.as_ref().and_then(Guarded::get)
-        {
-            let kept = Changes { tombstones: stones, ..Changes::default() };
-            if let Err(failure) = write(database, |transaction| kept.put(transaction)) {
-                tracing::error!(error = failure.describe(), "what is known of evicted runs is lost");
-            }
-        }
+        (held.database, held.evicted) = (Some(database), Vec::new());
         Ok(true)
     }
 }

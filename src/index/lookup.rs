@@ -83,7 +83,7 @@ impl Index {
 
     /// What is known of an id.
     pub(crate) fn find(&self, id: &JobRunId) -> Result<Option<Known>, LogError> {
-        self.read(|transaction| {
+        let found = self.read(|transaction| {
             if let Some(number) = transaction.open_table(schema::RUN_IDS)?.get(id.as_str())? {
                 let number = number.value();
                 let record = transaction.open_table(schema::RUNS)?.get(number)?;
@@ -99,6 +99,10 @@ impl Index {
                 }
                 None => Ok(None),
             }
+        });
+        found.or_else(|error| match self.evicted_before(id) {
+            Some(stone) => Ok(Some(Known::Evicted(stone))),
+            None => Err(error),
         })
     }
 

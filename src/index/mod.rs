@@ -13,6 +13,7 @@ mod committer;
 mod database;
 mod failure;
 mod handle;
+mod looking;
 mod lookup;
 pub(crate) mod progress;
 mod retention;

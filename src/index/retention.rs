@@ -2,12 +2,16 @@
 //! left of those that are gone.
 //!
 //! The sum of what finished runs take up is kept beside their rows and written in the same transaction, so nobody has
-//! to add them up.
+//! to add them up each time.
+//!
+//! These rows are bare numbers, without the checksum that a record has, and one wrong bit in them is as good as any other
+//! number: a second ago is long ago, and 1 MB is 35 TB. So whoever removes a run because of them first sees that they agree
+//! with something else: an end with that in the run's record, and the sum with the rows.
 
 use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
 
 use crate::error::LogError;
-use crate::index::codec;
+use crate::index::codec::{self, RunRecord};
 use crate::index::commit::forget_run;
 use crate::index::failure::{Failure, damaged};
 use crate::index::handle::Index;
@@ -154,14 +158,67 @@ impl Index {
     /// What finished runs take up, added up row by row.
     pub(crate) fn count_finished_bytes(&self) -> Result<u64, LogError> {
         self.read(|transaction| {
-            add_up(&transaction.open_table(schema::EVICTABLE)?, &transaction.open_table(schema::PINNED)?)
+            let (evictable, pinned) = (schema::EVICTABLE, schema::PINNED);
+            Ok(add_up(&transaction.open_table(evictable)?, &transaction.open_table(pinned)?)?.1)
+        })
+    }
+
+    /// Sees that the sum and the number of the rows are those that are kept of them. What that takes grows with the runs.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Index`] if not: the index is damaged then, and is to be [mended](Self::mend).
+    pub(crate) fn confirm_totals(&self) -> Result<(), LogError> {
+        self.read(|transaction| {
+            let evictable = transaction.open_table(schema::EVICTABLE)?;
+            let (rows, sum) = add_up(&evictable, &transaction.open_table(schema::PINNED)?)?;
+            if rows != evictable.len()? {
+                return Err(Failure::Disagrees("there are not as many rows of runs as were counted"));
+            }
+            if total(transaction, schema::FINISHED_BYTES)?.unwrap_or(0) != sum {
+                return Err(Failure::Disagrees("what runs take up is not the sum of their rows"));
+            }
+            Ok(())
+        })
+    }
+
+    /// The record of a run that may be evicted; `None` if it has gone since, or may not be evicted any more.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Index`] if the run ended at another time than its row says: the index is damaged then, and is to be
+    /// [mended](Self::mend).
+    pub(crate) fn record_to_evict(&self, row: &Candidate) -> Result<Option<RunRecord>, LogError> {
+        self.read(|transaction| {
+            let evictable = transaction.open_table(schema::EVICTABLE)?;
+            let has_row = |ended: UnixMicros| -> Result<bool, Failure> {
+                Ok(evictable.get((ended.0, row.number))?.is_some())
+            };
+            let is_there = has_row(row.ended)?;
+            let record = match transaction.open_table(schema::RUNS)?.get(row.number)? {
+                Some(value) => Some(codec::decode_run(row.number, value.value()).map_err(damaged)?),
+                None => None,
+            };
+            let agrees = match record.as_ref().and_then(|record| record.run.state.ended()) {
+                Some(ended) if ended == row.ended => true,
+                // The index may have been made anew since the row was read, and the number be another run's.
+                Some(ended) => {
+                    let is_pinned = transaction.open_table(schema::PINNED)?.get(row.number)?.is_some();
+                    !is_there && (is_pinned || has_row(ended)?)
+                }
+                None => !is_there,
+            };
+            match agrees {
+                true => Ok(record.filter(|_| is_there)),
+                false => Err(Failure::Disagrees("a run did not end when its row among those to evict says")),
+            }
         })
     }
 
     /// Sets the sum of what finished runs take up to what their rows add up to; gives whether that changed it.
     pub(crate) fn correct_finished_bytes(&self) -> Result<bool, LogError> {
         self.write(|transaction| {
-            let sum = add_up(
+            let (_, sum) = add_up(
                 &transaction.open_table(schema::EVICTABLE)?,
                 &transaction.open_table(schema::PINNED)?,
             )?;
@@ -245,18 +302,20 @@ impl Index {
     }
 }
 
+/// How many runs may be evicted by their rows, and what all of them take up, pinned ones included.
 fn add_up(
     evictable: &impl ReadableTable<(u64, RunNumber), u64>,
     pinned: &impl ReadableTable<RunNumber, u64>,
-) -> Result<u64, Failure> {
-    let mut sum: u64 = 0;
+) -> Result<(u64, u64), Failure> {
+    let (mut rows, mut sum) = (0, 0_u64);
     for row in evictable.iter()? {
+        rows += 1;
         sum = sum.saturating_add(row?.1.value());
     }
     for row in pinned.iter()? {
         sum = sum.saturating_add(row?.1.value());
     }
-    Ok(sum)
+    Ok((rows, sum))
 }
 
 fn total(transaction: &ReadTransaction, name: &str) -> Result<Option<u64>, Failure> {

@@ -1,6 +1,7 @@
 //! What is evicted and what is not, what readers are told, and what is left.
 
 mod crash;
+mod damage;
 mod emergency;
 mod pins;
 mod service;

@@ -199,7 +199,7 @@ pub(crate) struct GcArgs {
 pub(crate) enum IndexCommand {
     /// Make the index anew from the run folders
     Rebuild(RebuildArgs),
-    /// Compare files, journals, index and metadata; exits with 1 if something does not agree
+    /// Compare files, journals, index and metadata; exits with 1 if something does not agree, with 4 if it could not look
     Check(CheckArgs),
     /// Give the space in the index that is not used back to the file system
     Compact(OfflineArgs),

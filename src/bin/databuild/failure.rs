@@ -27,6 +27,8 @@ pub(crate) enum Code {
     General = 1,
     Usage = 2,
     NotFound = 3,
+    /// Of `databuild index check`: whether anything is wrong is not known.
+    NotChecked = 4,
     Unreachable = 5,
     /// Of `databuild run`, whose lower codes are the command's.
     NotRecorded = 125,

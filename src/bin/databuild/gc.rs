@@ -1,5 +1,6 @@
 //! `databuild gc`: evicts runs that are over.
 
+use std::error::Error;
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use databuild_logs::{
 };
 
 use crate::args::{GcArgs, RunsFormat};
-use crate::failure::{Code, Failure};
+use crate::failure::{Code, Failure, chain};
 use crate::printing::{byte_count, duration, note};
 use crate::settings::{Settings, runtime};
 use crate::source::SourceError;
@@ -111,7 +112,7 @@ fn with_policy(request: GcRequest, policy: RetentionPolicy) -> GcRequest {
 async fn of_service(client: &Client, request: &GcRequest) -> Result<GcReport, ClientError> {
     let mut all = client.gc(request).await?;
     while all.more && !all.dry_run {
-        add(&mut all, client.gc(request).await?);
+        add(&mut all, client.gc(request).await);
     }
     Ok(all)
 }
@@ -119,12 +120,21 @@ async fn of_service(client: &Client, request: &GcRequest) -> Result<GcReport, Cl
 fn of_store(store: &Arc<dyn LogStore>, request: &GcRequest) -> Result<GcReport, LogError> {
     let mut all = store.gc(request)?;
     while all.more && !all.dry_run {
-        add(&mut all, store.gc(request)?);
+        add(&mut all, store.gc(request));
     }
     Ok(all)
 }
 
-fn add(all: &mut GcReport, more: GcReport) {
+/// Adds what another call did. When that fails, what was evicted before it is told all the same.
+fn add<E: Error + 'static>(all: &mut GcReport, more: Result<GcReport, E>) {
+    let more = match more {
+        Ok(more) => more,
+        Err(error) => {
+            (all.more, all.unfinished) =
+                (false, Some(format!("there may be more to evict: {}", chain(&error))));
+            return;
+        }
+    };
     all.evicted.extend(more.evicted);
     for kept in more.kept {
         if all.kept.iter().all(|known| known.id != kept.id) {

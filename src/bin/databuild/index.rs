@@ -24,15 +24,18 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 /// Does what is asked for with the index of the log folder.
 pub(crate) fn run(command: &IndexCommand, settings: &Settings) -> Result<ExitCode, Failure> {
     let dir = settings.log_dir()?.value;
-    if !dir.is_dir() {
-        let what = format_args!("the log folder {} does not exist", dir.display());
-        return Err(Failure::new(Code::General, what));
-    }
+    let is_there = match dir.is_dir() {
+        true => Ok(()),
+        false => {
+            let what = format_args!("the log folder {} does not exist", dir.display());
+            Err(Failure::new(Code::General, what))
+        }
+    };
     match command {
-        IndexCommand::Rebuild(args) => rebuild(args, &dir),
-        IndexCommand::Check(args) => check(args, &dir),
-        IndexCommand::Compact(args) => compact(*args, &dir),
-        IndexCommand::Dump(args) => dump(args, &dir),
+        IndexCommand::Rebuild(args) => is_there.and_then(|()| rebuild(args, &dir)),
+        IndexCommand::Check(args) => show_check(args, is_there.and_then(|()| check(args, &dir))),
+        IndexCommand::Compact(args) => is_there.and_then(|()| compact(*args, &dir)),
+        IndexCommand::Dump(args) => is_there.and_then(|()| dump(args, &dir)),
     }
 }
 
@@ -64,13 +67,26 @@ fn rebuild(args: &RebuildArgs, dir: &Path) -> Result<ExitCode, Failure> {
     Ok(if report.unreadable.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn check(args: &CheckArgs, dir: &Path) -> Result<ExitCode, Failure> {
+fn check(args: &CheckArgs, dir: &Path) -> Result<CheckReport, Failure> {
     let options = CheckOptions { deep: args.deep, repair: args.repair };
-    let report = when_free(args.offline, || {
+    when_free(args.offline, || {
         let mut shown = Shown::new("checking");
         check_index(dir, options, |progress| shown.tell(progress))
-    })?;
+    })
+}
+
+/// Shows what a check found. Where it could not look, that is another code than that of findings.
+fn show_check(args: &CheckArgs, checked: Result<CheckReport, Failure>) -> Result<ExitCode, Failure> {
     let mut out = BufWriter::new(io::stdout().lock());
+    let report = match checked {
+        Ok(report) => report,
+        Err(failure) => {
+            if args.output == RunsFormat::Json {
+                print_json(&mut out, &serde_json::json!({ "error": failure.message() }))?;
+            }
+            return Err(failure.with(Code::NotChecked));
+        }
+    };
     match args.output {
         RunsFormat::Json => print_json(&mut out, &report)?,
         RunsFormat::Text => print_check(&mut out, &report)?,

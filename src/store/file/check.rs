@@ -126,7 +126,7 @@ pub enum Repair {
 }
 
 /// Compares the files, journals, index and metadata of a log folder, and mends what differs if that is asked for.
-/// Runs that are being written are left alone.
+/// Runs that are being written are left alone. Without repairs nothing is changed.
 ///
 /// `progress` is told of every run. Blocks for as long as it takes.
 ///
@@ -289,7 +289,8 @@ impl Check {
     }
 
     fn open_index(&mut self, runs_exist: bool) {
-        let opened = Index::open_as_it_is(self.layout.index());
+        let path = self.layout.index();
+        let opened = if self.options.repair { Index::open_as_it_is(path) } else { Index::open_to_look(path) };
         let (kind, detail) = match opened {
             Ok(Some(index)) => match if self.options.deep { index.is_sound() } else { Ok(true) } {
                 Ok(true) => {
@@ -308,7 +309,7 @@ impl Check {
 
     /// Goes on without the index, which is made anew at the end.
     fn without_index(&mut self, kind: FindingKind, detail: String) {
-        if let Some(index) = self.index.take() {
+        if let Some(index) = self.index.take().filter(|_| self.options.repair) {
             drop(index.close());
         }
         self.rebuild = true;
@@ -371,7 +372,7 @@ impl Check {
     }
 
     fn finish(mut self, lock: StoreLock) -> Result<CheckReport, LogError> {
-        if let Some(index) = self.index.take() {
+        if let Some(index) = self.index.take().filter(|_| self.options.repair) {
             index.close()?;
         }
         if self.rebuild && self.options.repair {
@@ -430,9 +431,13 @@ fn ghosts_and_strays(index: &Index, folders: Vec<JobRunId>) -> Result<(Ghosts, O
     let mut note = |number: RunNumber| strays += u64::from(!known.contains(&number));
     index.numbers_in_use(&mut note)?;
     index.evictable(|_, number, _| note(number))?;
+    let (mut seen, mut twice) = (HashSet::new(), 0);
+    index.evictable(|_, number, _| twice += u64::from(!seen.insert(number)))?;
     index.pinned(|number, _| note(number))?;
     index.partitions(|_, number| note(number))?;
-    let detail = (strays > 0).then(|| format!("{strays} rows lead to runs that the index does not know"));
+    strays += twice;
+    let detail = (strays > 0)
+        .then(|| format!("{strays} rows lead to no run of the index, or to one that has another"));
     Ok((ghosts, detail))
 }
 

@@ -4,7 +4,15 @@
 //! why; its rows leave the index and a tombstone takes their place, in one commit for many runs; its files are
 //! removed. On a full disk the logs are removed before the commit, which needs room itself. Whatever step a crash
 //! comes after, what is in the trash tells how to go on.
+//!
+//! What the index says is not believed without a second witness, for what is evicted does not come back. That a run is old
+//! is confirmed by its record. What all of them take up is confirmed by adding up the rows before the first one goes for
+//! that, and again every ten minutes while others do: not each time, so that what one eviction takes does not grow with the
+//! runs; in between each commit writes the sum anew. (What the file system has in use is no witness: files with two names,
+//! and file systems that store the same bytes once, let a sum that is right be larger.) An index that is found to be wrong is
+//! moved aside and made anew, and nothing is evicted by it.
 
+mod by_folder;
 mod evictions;
 mod trash;
 
@@ -13,7 +21,7 @@ use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use crate::error::LogError;
-use crate::index::{Index, RunNumber};
+use crate::index::{Index, RunNumber, Urgency};
 use crate::layout::{Disk, Removal};
 use crate::line::UnixMicros;
 use crate::meter;
@@ -22,6 +30,7 @@ use crate::retention::{
 };
 use crate::run::{JobRunId, Tombstone};
 use crate::store::file::commit::commit_all;
+use crate::store::file::reconcile::mend;
 use crate::store::file::shared::Shared;
 
 pub(crate) use evictions::Evictions;
@@ -39,6 +48,8 @@ const MOST_NAMED: usize = 10_000;
 const ROOM: u64 = 1024 * 1024;
 /// After a try that freed nothing, how long until the next.
 const NEXT_RESCUE: Duration = Duration::from_secs(1);
+/// For how long what the index has added up is confirmed.
+const CONFIRMED_FOR: Duration = Duration::from_secs(10 * 60);
 
 /// How much is to go at once, and what is done with it.
 #[derive(Clone, Copy, Debug)]
@@ -57,17 +68,46 @@ struct Victim {
     stone: Tombstone,
 }
 
+/// Sees that what the index has added up is so, if runs are to go because of it.
+fn confirm_totals(
+    index: &Index,
+    turn: &mut Turn,
+    planned: &[(Candidate, EvictionReason)],
+    policy: RetentionPolicy,
+) -> Result<(), LogError> {
+    // How many are kept is counted from the number of all.
+    let counts = policy.keep_last > 0 || planned.iter().any(|(_, why)| *why == EvictionReason::SizeCap);
+    if counts && turn.confirmed.is_none_or(|at| at.elapsed() > CONFIRMED_FOR) {
+        index.confirm_totals()?;
+        turn.confirmed = Some(Instant::now());
+    }
+    Ok(())
+}
+
 fn heard_later(error: &LogError) -> String {
     format!("the index hears later of what was evicted: {error}")
 }
 
 impl Shared {
-    /// Evicts what the policy and the request say.
+    /// Evicts what the policy and the request say. When the index is found to be damaged, that is done by the one that is
+    /// made in its place.
     ///
     /// # Errors
     ///
     /// [`LogError::Unsupported`] in a store without its index; [`LogError::Closed`], or what the index said.
     pub(crate) fn gc(&self, request: &GcRequest) -> Result<GcReport, LogError> {
+        let renewals = self.discovery.renewals();
+        let done = self.gc_by_this_index(request);
+        if let (Err(LogError::Index { .. }), Some(index)) = (&done, &self.index) {
+            mend(self, index);
+            if self.discovery.renewals() != renewals {
+                return self.gc_by_this_index(request);
+            }
+        }
+        done
+    }
+
+    fn gc_by_this_index(&self, request: &GcRequest) -> Result<GcReport, LogError> {
         let index = self.index_to_evict()?;
         self.discovery.wait_until_done();
         commit_all(self, index);
@@ -158,7 +198,7 @@ impl Shared {
         let live = self.all_tracked().iter().filter(|tracked| !tracked.run().is_over()).count() as u64;
         let (Ok(totals), Ok(disk)) = (index.totals(), Disk::at(self.layout.root())) else { return };
         let beside = lock(&self.evictions.turn).beside.unwrap_or(0);
-        let bytes = totals.finished_bytes + self.bytes_of_live_and_index() + beside;
+        let bytes = totals.finished_bytes.saturating_add(self.bytes_of_live_and_index() + beside);
         meter::stands(live, totals.finished, bytes, disk.free);
     }
 
@@ -184,10 +224,11 @@ impl Shared {
             true => turn.refused = refused_before,
             false => meter::gc_took(begun.elapsed()),
         }
+        if matches!(evicted, Err(LogError::Index { .. })) {
+            self.nudge(Urgency::Now);
+        }
         match evicted {
-            Err(error) if order.dry_run || report.evicted.is_empty() || matches!(error, LogError::Closed) => {
-                return Err(error);
-            }
+            Err(error) if order.dry_run || report.evicted.is_empty() => return Err(error),
             Err(error) => {
                 report.unfinished.get_or_insert_with(|| error.to_string());
             }
@@ -217,6 +258,7 @@ impl Shared {
             if planned.is_empty() {
                 return Ok(());
             }
+            confirm_totals(index, turn, &planned, order.policy)?;
             let victims = self.look_at(index, turn, planned, order, report)?;
             let gone = match order.dry_run {
                 true => victims,
@@ -277,7 +319,7 @@ impl Shared {
         let evicted_at = UnixMicros::now();
         let mut victims = Vec::new();
         for (row, reason) in planned {
-            let Some(record) = index.record(row.number)? else {
+            let Some(record) = index.record_to_evict(&row)? else {
                 turn.refused.insert(row.number);
                 continue;
             };
@@ -363,7 +405,6 @@ impl Shared {
         let committed = self.commit_evicted(index, &rows, gone.iter().map(|(_, folder)| folder));
         match &committed {
             Ok(()) => {}
-            Err(LogError::Closed) => return Err(LogError::Closed),
             Err(error) => {
                 tracing::warn!(%error, "the index hears later of runs that are evicted");
                 turn.trash = true;
@@ -389,7 +430,7 @@ impl Shared {
     /// Bytes that everything under the log folder takes up.
     fn bytes_of_all(&self, index: &Index, turn: &mut Turn) -> Result<u64, LogError> {
         let beside = *turn.beside.get_or_insert_with(|| self.layout.bytes_beside_runs());
-        Ok(index.totals()?.finished_bytes + self.bytes_of_live_and_index() + beside)
+        Ok(index.totals()?.finished_bytes.saturating_add(self.bytes_of_live_and_index() + beside))
     }
 
     /// Both grow while nobody counts, so they are looked at each time.

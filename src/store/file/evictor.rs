@@ -9,12 +9,17 @@ use crate::error::LogError;
 use crate::index::{Changes, Index, RunNumber};
 use crate::line::UnixMicros;
 use crate::store::file::handle::Lent;
+use crate::store::file::reconcile::mend;
 use crate::store::file::shared::Shared;
 
 /// How often the policy is looked at, whatever happens.
 const EVERY: Duration = Duration::from_secs(60);
 /// How often to ask whether the disk is full: other processes write too.
 const LOOK: Duration = Duration::from_secs(1);
+/// How often to try to make an index where the disk had no room for one.
+const MAKE_INDEX: Duration = Duration::from_secs(10);
+/// How much room is made for it: what a new one takes, and more if that does not do.
+const ROOM_FOR_INDEX: [u64; 3] = [256 * 1024, 1024 * 1024, 4 * 1024 * 1024];
 /// How soon after a run's end: many that end together are looked at once.
 const AFTER_AN_END: Duration = Duration::from_millis(50);
 /// How often what the index says of sizes is compared with the disk.
@@ -59,7 +64,8 @@ impl Evictor {
 }
 
 fn work(store: &Lent, inbox: &mpsc::Receiver<Task>) {
-    let mut next = Next { policy: Instant::now(), look: Instant::now() };
+    let now = Instant::now();
+    let mut next = Next { policy: now, look: now, index: now };
     loop {
         let due = next.policy.min(next.look);
         match inbox.recv_timeout(due.saturating_duration_since(Instant::now())) {
@@ -81,6 +87,7 @@ fn work(store: &Lent, inbox: &mpsc::Receiver<Task>) {
 struct Next {
     policy: Instant,
     look: Instant,
+    index: Instant,
 }
 
 impl Next {
@@ -90,6 +97,9 @@ impl Next {
             return;
         }
         let (now, is_home) = (Instant::now(), shared.check_home().is_ok());
+        if is_home && now >= self.index && make_index_if_missing(shared) {
+            self.index = now + MAKE_INDEX;
+        }
         if now >= self.policy {
             self.policy = now + EVERY;
             if is_home && let Err(error) = shared.keep_policy().and_then(|()| audit_if_due(shared)) {
@@ -101,12 +111,26 @@ impl Next {
             if !is_home {
                 return;
             }
-            if shared.options.retention.is_on() && shared.lacks_room() {
+            let is_missing = shared.index.as_ref().is_some_and(|index| index.is_missing());
+            if !is_missing && shared.options.retention.is_on() && shared.lacks_room() {
                 shared.make_room(0);
             }
             shared.tell_metrics();
         }
     }
+}
+
+/// Makes the index that there was no room for, and room for it if runs are evicted at all. Gives whether it came to that.
+fn make_index_if_missing(shared: &Shared) -> bool {
+    let Some(index) = shared.index.as_ref().filter(|index| index.lacks_room()) else { return false };
+    mend(shared, index);
+    for room in ROOM_FOR_INDEX {
+        if index.lacks_room() && shared.options.retention.is_on() {
+            shared.make_room_by_folder(room);
+            mend(shared, index);
+        }
+    }
+    true
 }
 
 fn audit_if_due(shared: &Shared) -> Result<(), LogError> {

@@ -43,7 +43,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::error::LogError;
-use crate::index::{Committer, Index};
+use crate::index::codec::RunRecord;
+use crate::index::{Committer, Index, RunNumber};
 use crate::layout::Layout;
 use crate::line::{ByteOffset, LineNumber, Stream, View};
 use crate::logfile::{Io, ReadFile, length as length_of};
@@ -131,7 +132,8 @@ impl fmt::Debug for FileLogStore {
 
 impl FileLogStore {
     /// Opens the store with its index, which only one process at a time can: the service. Folders are made as
-    /// needed; runs whose writer is gone become lost.
+    /// needed; runs whose writer is gone become lost. An index that can't be used is made anew; where the disk has no room
+    /// for one, runs are found by their folders until it has.
     ///
     /// Blocks for as long as the disk takes; the work is proportional to the runs that were live.
     ///
@@ -142,12 +144,7 @@ impl FileLogStore {
         let layout = Layout::new(folder.as_ref());
         layout.create()?;
         let index = Arc::new(Index::open(layout.index())?);
-        let known = || Ok((index.last_number()?, index.live_runs()?));
-        let (last_number, live) = match known() {
-            // Everything in it can be had from the folders again.
-            Err(LogError::Index { .. }) if index.mend(|| ())? => known()?,
-            known => known?,
-        };
+        let (last_number, live) = numbers_of(&index)?;
         let shared = Arc::new(Shared::new(layout, options, Some(index), last_number));
         let store = Self { shared: Handle::new(shared) };
         let shared = &store.shared;
@@ -315,8 +312,8 @@ impl LogStore for FileLogStore {
         }
         self.shared.check_home()?;
         let page = match &self.shared.index {
-            Some(index) => list_when_known(&self.shared, index, query)?,
-            None => list_folders(&self.shared, query)?,
+            Some(index) if !index.is_missing() => list_when_known(&self.shared, index, query)?,
+            _ => list_folders(&self.shared, query)?,
         };
         Ok(with_pins(&self.shared, page))
     }
@@ -342,6 +339,22 @@ impl LogStore for FileLogStore {
         }
         self.shared.announce();
         shut_down(&self.shared).map_or(Ok(()), Err)
+    }
+}
+
+/// The last number that a run has in the index, and the runs that go on by it. An index that fails is made anew; if there
+/// is no room for that, the folders are gone through when there is.
+fn numbers_of(index: &Index) -> Result<(RunNumber, Vec<(RunNumber, RunRecord)>), LogError> {
+    let known = || Ok((index.last_number()?, index.live_runs()?));
+    let error = match known() {
+        Err(error @ LogError::Index { .. }) => error,
+        known => return known,
+    };
+    match index.mend(|| ()) {
+        Ok(true) => known(),
+        Ok(false) => Err(error),
+        Err(_) if index.lacks_room() => Ok((0, Vec::new())),
+        Err(error) => Err(error),
     }
 }
 

@@ -79,7 +79,7 @@ pub fn rebuild_index(
 pub(crate) fn rebuild_holding(
     layout: &Layout,
     _lock: &StoreLock,
-    mut progress: impl FnMut(RebuildProgress),
+    progress: impl FnMut(RebuildProgress),
 ) -> Result<RebuildReport, LogError> {
     let mut report = RebuildReport::default();
     let mut tombstones = old_tombstones(layout, &mut report)?;
@@ -87,14 +87,32 @@ pub(crate) fn rebuild_holding(
     let runs = by_start(layout, &mut report)?;
     let path = layout.new_index();
     remove_if_there(&path)?;
-    let mut sink = Sink { index: NewIndex::create(path.clone())?, changes: Changes::default() };
+    let rebuilt = put_in_place(layout, &path, runs, tombstones, &mut report, progress);
+    if let Err(error) = rebuilt {
+        // Nobody can use what there is of it.
+        drop(fs::remove_file(&path));
+        return Err(error);
+    }
+    Ok(report)
+}
+
+/// Makes the index under the name that it has until it is done, and puts it in the place of the old one.
+fn put_in_place(
+    layout: &Layout,
+    path: &Path,
+    runs: Vec<(UnixMicros, JobRunId)>,
+    tombstones: Vec<Tombstone>,
+    report: &mut RebuildReport,
+    mut progress: impl FnMut(RebuildProgress),
+) -> Result<(), LogError> {
+    let mut sink = Sink { index: NewIndex::create(path.to_owned())?, changes: Changes::default() };
     report.tombstones = tombstones.len() as u64;
     sink.changes.tombstones = tombstones;
     let of_runs = runs.len() as u64;
     let mut number = 0;
     for (done, (_, id)) in (1..).zip(runs) {
         number += 1;
-        match sink.add(layout, number, &id, &mut report) {
+        match sink.add(layout, number, &id, report) {
             Ok(()) => {}
             Err(error @ (LogError::Index { .. } | LogError::Closed)) => return Err(error),
             Err(error) => {
@@ -111,13 +129,12 @@ pub(crate) fn rebuild_holding(
     sink.flush()?;
     sink.index.finish()?;
     let index = layout.index();
-    if index.is_dir() {
+    if fs::metadata(&index).is_ok_and(|found| !found.is_file()) {
         quarantine(&index, "it is not a file")?;
     }
-    fs::rename(&path, &index).map_err(LogError::io("replacing", &index))?;
+    fs::rename(path, &index).map_err(LogError::io("replacing", &index))?;
     let root = layout.root();
-    File::open(root).and_then(|folder| folder.sync_all()).map_err(LogError::io("syncing", root))?;
-    Ok(report)
+    File::open(root).and_then(|folder| folder.sync_all()).map_err(LogError::io("syncing", root))
 }
 
 /// What the old index says of evicted runs, if it can be read.

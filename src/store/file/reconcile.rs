@@ -140,6 +140,7 @@ pub(crate) fn is_leftover(prepared: &RunFolder) -> bool {
 /// Makes an index usable again that failed. When it had to be made anew, what is in memory is written to it again,
 /// and the folders are taken up in the background.
 pub(crate) fn mend(shared: &Shared, index: &Index) {
+    let lacked_room = index.lacks_room();
     match index.mend(|| shared.discovery.set_renewed()) {
         Ok(false) => {}
         Ok(true) => {
@@ -161,6 +162,8 @@ pub(crate) fn mend(shared: &Shared, index: &Index) {
                 watch.discover_all();
             }
         }
+        // That is tried every few seconds, and was told.
+        Err(error) if lacked_room => tracing::debug!(%error, "the index can't be made anew yet"),
         Err(error) => tracing::error!(%error, "the index can't be made anew; reads go on without it"),
     }
 }

@@ -46,24 +46,30 @@ enum Task {
 
 impl Watch {
     /// Makes ready to watch for a store: single runs from now on, and the folder of all once that is
-    /// [begun](Self::begin).
+    /// [begun](Self::begin). If the system has no inotify to give, nothing is watched, and all is seen by looking now and
+    /// then.
     ///
     /// # Errors
     ///
-    /// [`LogError::Io`] if the folder can't be made, or the system has no more watches to give.
+    /// [`LogError::Io`] if the folder can't be made, or no thread can be started.
     pub(crate) fn start(shared: &Arc<Shared>) -> Result<Self, LogError> {
         shared.layout.create()?;
         let folder = shared.layout.job_runs();
         let (tasks, inbox) = mpsc::channel();
         let of_events = (Lent::new(shared), tasks.clone());
         let watcher = notify::recommended_watcher(move |event| on_event(&of_events.0, &of_events.1, event))
-            .map_err(|error| LogError::io("watching", folder)(std::io::Error::other(error)))?;
+            .inspect_err(|error| {
+                let options = &shared.options;
+                let (lines, runs) = (options.liveness_interval, options.rescan_interval);
+                tracing::warn!(%error, path = %folder.display(), ?lines, ?runs, "the log folder can't be watched; what others write is only seen by looking so often");
+            })
+            .ok();
         let store = Lent::new(shared);
         thread::Builder::new()
             .name("adopter".into())
             .spawn(move || work(&store, &inbox))
             .map_err(LogError::io("starting a thread for", folder))?;
-        Ok(Self { watcher: Mutex::new(Some(watcher)), begun: AtomicBool::new(false), tasks })
+        Ok(Self { watcher: Mutex::new(watcher), begun: AtomicBool::new(false), tasks })
     }
 
     /// Begins to watch the folder of all runs, in the background. Measured: the system looks at every run folder that

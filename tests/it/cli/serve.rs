@@ -1,8 +1,11 @@
 //! `databuild serve`.
 
+use std::io::Write;
+use std::process::Stdio;
+
 use rustix::process::Signal;
 
-use crate::support::cli::{Databuild, NOBODY, Running};
+use crate::support::cli::{Databuild, NOBODY, Running, until};
 
 /// A service on a free port, and where it is.
 pub(super) fn serving(databuild: &Databuild) -> (Running, String) {
@@ -51,6 +54,35 @@ fn the_token_is_what_clients_have_to_give() {
     Databuild::asking(&url).run(&["runs"]).code(1).says("refuses the token");
     Databuild::asking(&url).with("DATABUILD_LOG_TOKEN", "secret").run(&["runs"]).code(0);
     assert!(!service.stderr().contains("secret"));
+}
+
+/// The system has a limit on how many processes may be told of files, and others can use it up.
+#[test]
+fn without_inotify_it_serves_and_looks_now_and_then() {
+    let databuild = Databuild::new();
+    databuild.run(&["run", "--quiet", "--id", "before", "--", "echo", "one"]).code(0);
+    let options = ["-D", "-e", "trace=inotify_init1", "-e", "inject=inotify_init1:error=EMFILE"];
+    let trace = databuild.home.path().join("trace");
+    let service = databuild.start_traced(&trace, &options, &["serve", "--listen", "127.0.0.1:0"]);
+    let url = service.address().unwrap_or_else(|| panic!("it does not serve: {}", service.stderr()));
+    service.wait_for("can't be watched");
+    let asking = Databuild::asking(url);
+    assert_eq!(asking.run(&["logs", "before"]).code(0).text(), "one\n");
+    let mut command = databuild.command(&["run", "--quiet", "--id", "live", "--", "cat"]);
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let job = Running::new(child);
+    writeln!(input, "two").unwrap();
+    until(|| databuild.home.path().join("logs/job_runs/live").exists(), || "it does not run".to_owned());
+    let mut follower = asking.start(&["logs", "-f", "live"]);
+    assert_eq!(follower.line(), "two");
+    writeln!(input, "three").unwrap();
+    assert_eq!(follower.line(), "three");
+    drop(input);
+    job.done().code(0);
+    follower.done().code(0);
+    service.signal(Signal::TERM);
+    service.done();
 }
 
 #[test]

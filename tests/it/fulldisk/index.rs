@@ -211,3 +211,97 @@ fn a_service_that_ends_on_a_full_disk_says_so_in_words_that_tell_why() {
     });
     assert!(was_full, "the index was never refused anything");
 }
+
+/// Removes the index and takes all room that is left, a service's own included.
+fn without_index(disk: &SmallDisk) {
+    fs::remove_file(disk.at.join("index.redb")).unwrap();
+    disk.fill();
+}
+
+#[test]
+fn without_an_index_a_service_starts_on_a_full_disk_and_makes_one_when_there_is_room() {
+    let (databuild, disk) = five_runs();
+    without_index(&disk);
+    let (service, asking) = serve(&databuild);
+    for run in RUNS {
+        let read = asking.run(&["logs", run, "-n", "2"]).code(0);
+        assert!(read.text().starts_with("this line is printed"), "{read:?}");
+    }
+    assert_eq!(asking.run(&["runs", "-o", "json"]).code(0).text().lines().count(), RUNS.len());
+    asking.run(&["logs", "never"]).code(3);
+    assert!(!disk.at.join("index.redb").exists(), "half of one is none");
+    assert_eq!(names(&disk.at.join("job_runs")), RUNS, "nothing is ever evicted here");
+    disk.make_room();
+    until(|| disk.at.join("index.redb").exists(), || format!("it makes none: {}", service.stderr()));
+    assert_eq!(asking.run(&["runs", "-o", "json"]).code(0).text().lines().count(), RUNS.len());
+    service.signal(Signal::TERM);
+    service.done().code(0);
+    databuild.run(&["index", "check", "--deep"]).code(0);
+}
+
+#[test]
+fn without_an_index_the_oldest_runs_make_room_for_one() {
+    for damaged in [false, true] {
+        let (databuild, disk) = five_runs();
+        let databuild = databuild.with("DATABUILD_LOG_TTL_DAYS", "400");
+        databuild.run(&["runs", "pin", "1"]).code(0);
+        match damaged {
+            true => fs::write(disk.at.join("index.redb"), [0; 8192]).unwrap(),
+            false => fs::remove_file(disk.at.join("index.redb")).unwrap(),
+        }
+        disk.fill();
+        let (service, asking) = serve(&databuild);
+        let is_evicted = || asking.run(&["logs", "2"]).stderr.contains("was evicted at");
+        until(is_evicted, || format!("nothing is evicted: {}", service.stderr()));
+        until(
+            || disk.at.join("index.redb").exists() && names(&disk.at.join("trash")).is_empty(),
+            || format!("the trash stays: {}", service.stderr()),
+        );
+        assert_eq!(names(&disk.at.join("job_runs")), ["1", "3", "4", "5"], "no more than it takes");
+        assert_eq!(asking.run(&["runs", "-o", "json"]).code(0).text().lines().count(), 4);
+        service.signal(Signal::TERM);
+        service.done().code(0);
+        databuild.run(&["index", "check", "--deep"]).code(0);
+        assert_evicted(&databuild, &["2"], "told by the index");
+    }
+}
+
+#[test]
+fn an_index_that_can_not_be_made_leaves_nothing_behind() {
+    let (databuild, disk) = five_runs();
+    without_index(&disk);
+    databuild.run(&["index", "rebuild"]).code(1).says("No space left on device");
+    assert!(!disk.at.join("index.redb.new").exists());
+    disk.make_room();
+    databuild.run(&["index", "rebuild"]).code(0);
+    databuild.run(&["index", "check", "--deep"]).code(0);
+}
+
+/// Somebody makes room by hand, where nothing but the memory of the service has what is left of a run.
+#[test]
+fn a_trash_that_is_emptied_by_hand_takes_no_tombstone_with_it() {
+    let (databuild, disk) = five_runs();
+    let (service, asking) = serve(&databuild);
+    thread::sleep(Duration::from_secs(1));
+    let folder = run_folder(&databuild, "1");
+    let held: Vec<_> = names(&folder).iter().map(|name| fs::File::open(folder.join(name)).unwrap()).collect();
+    disk.fill();
+    let gc = || {
+        let gc = ["gc", "--older-than", "1s", "--keep-last", "4", "-o", "json"];
+        serde_json::from_str::<GcReport>(asking.run(&gc).code(0).text()).unwrap()
+    };
+    let first = gc();
+    assert!(first.unfinished.is_some() && first.evicted.len() == 1, "{first:?}");
+    for name in names(&disk.at.join("trash")) {
+        fs::remove_dir_all(disk.at.join("trash").join(name)).unwrap();
+    }
+    drop(held);
+    disk.make_room();
+    let second = gc();
+    assert_eq!((&second.unfinished, second.evicted.len()), (&None, 0), "{second:?}");
+    asking.run(&["logs", "1"]).code(3).says("was evicted at");
+    service.signal(Signal::TERM);
+    service.done().code(0);
+    databuild.run(&["index", "check", "--deep"]).code(0);
+    assert_evicted(&databuild, &["1"], "after a restart");
+}

@@ -49,8 +49,10 @@ fn kinds(report: &CheckReport) -> Vec<FindingKind> {
 fn found_and_mended(deep: bool, expected: &[FindingKind], plant: impl FnOnce(&Path)) -> tempfile::TempDir {
     let folder = folder();
     plant(folder.path());
+    let index = fs::read(index_file(folder.path())).ok();
     let report = check(folder.path(), deep, false);
     assert_eq!(kinds(&report), expected, "{report:#?}");
+    assert!(index == fs::read(index_file(folder.path())).ok(), "looking changes no byte of the index");
     assert!(!report.is_clean() && report.findings.iter().all(|f| f.repair == Repair::NotAsked));
     assert_eq!(check(folder.path(), deep, false), report, "looking changes nothing");
     let mended = check(folder.path(), deep, true);
@@ -349,4 +351,50 @@ fn the_command_line_says_what_it_found() {
     let done = databuild.run(&["index", "check", "--repair"]).code(0);
     assert!(done.text().contains("; mended: written as the journal says"), "{done:?}");
     databuild.run(&["index", "check"]).code(0);
+}
+
+/// An index that was not closed, and one that the database could mend.
+#[test]
+fn looking_changes_no_byte_of_an_index_whatever_is_wrong_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    numbered(&store, "r", 5_000);
+    store.runs(&databuild_logs::RunQuery::default()).unwrap();
+    let path = index_file(folder.path());
+    let not_closed = fs::read(&path).unwrap();
+    store.close().unwrap();
+    let sound = fs::read(&path).unwrap();
+    let used: Vec<usize> = (0..sound.len()).filter(|&at| sound[at] != 0).collect();
+    let flipped = used.iter().step_by(used.len() / 40).map(|&at| {
+        let mut flipped = sound.clone();
+        flipped[at] ^= 16;
+        flipped
+    });
+    let mut found = 0;
+    for bytes in [not_closed].into_iter().chain(flipped) {
+        fs::write(&path, &bytes).unwrap();
+        for deep in [false, true] {
+            found += check(folder.path(), deep, false).findings.len();
+            assert!(fs::read(&path).unwrap() == bytes, "the index is as it was");
+        }
+    }
+    assert!(found >= 5, "{found}");
+}
+
+#[test]
+fn what_could_not_be_looked_at_is_told_apart_from_what_was_found() {
+    let databuild = Databuild::new();
+    let logs = databuild.home.path().join("logs");
+    let store = open(&logs);
+    let says = |args: &[&str], why: &str| {
+        let done = databuild.run(&[&["index", "check", "-o", "json"], args].concat()).code(4).says(why);
+        let told: serde_json::Value = serde_json::from_str(done.text()).unwrap();
+        assert!(told["error"].as_str().is_some_and(|error| error.contains(why)), "{told}");
+        assert!(told.get("findings").is_none());
+        assert_eq!(databuild.run(&[&["index", "check"], args].concat()).code(4).text(), "");
+    };
+    says(&[], "another process");
+    says(&["--log-dir", "/nonexistent"], "does not exist");
+    store.close().unwrap();
+    databuild.run(&["index", "check", "-o", "json"]).code(0);
 }

@@ -2,6 +2,7 @@
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::Duration;
 
@@ -62,6 +63,39 @@ async fn what_is_no_file_is_moved_aside_as_what_is_damaged() {
         all_is_right(&open(folder.path())).await;
         assert_eq!(quarantined(folder.path()), 1, "{way}");
     }
+}
+
+#[tokio::test]
+async fn what_is_neither_file_nor_folder_is_moved_aside_too() {
+    for way in ["open", "rebuild"] {
+        let folder = folder();
+        let path = index_file(folder.path());
+        fs::remove_file(&path).unwrap();
+        drop(UnixListener::bind(&path).unwrap());
+        if way == "rebuild" {
+            databuild_logs::rebuild_index(folder.path(), |_| ()).unwrap();
+        }
+        all_is_right(&open(folder.path())).await;
+        assert_eq!(quarantined(folder.path()), 1, "{way}");
+    }
+}
+
+/// A folder in the place of the index is somebody's, with something in it.
+#[test]
+fn of_what_was_moved_aside_files_are_removed_at_last_and_folders_stay() {
+    let folder = folder();
+    let path = index_file(folder.path());
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    fs::write(path.join("notes.txt"), "mine").unwrap();
+    open(folder.path()).close().unwrap();
+    for _ in 0..5 {
+        fs::write(&path, [0; 8192]).unwrap();
+        open(folder.path()).close().unwrap();
+    }
+    assert_eq!(quarantined(folder.path()), 3 + 1);
+    let entries = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
+    assert_eq!(entries.filter(|path| path.join("notes.txt").exists()).count(), 1);
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use std::process::Command;
 use rustix::process::Signal;
 
 use super::*;
-use crate::support::cli::{Databuild, Running, until};
+use crate::support::cli::{Databuild, Running, Scripted, answer, until};
 use crate::support::http::Server;
 
 fn serving(databuild: &Databuild) -> (Running, String) {
@@ -251,4 +251,28 @@ fn planning_lists_no_folder_and_what_it_costs_does_not_grow_with_the_runs() {
     let count = |calls: &str| calls.lines().filter(|call| !call.contains("getdents64(")).count();
     let (few, many) = (count(&few), count(&many));
     assert!(many <= few + 20, "{few} calls with 20 runs, {many} with 400");
+}
+
+#[test]
+fn what_the_first_calls_evicted_is_told_when_a_later_one_fails() {
+    let report = GcReport {
+        evicted: vec![databuild_logs::EvictedRun {
+            id: id("r"),
+            ended_at: UnixMicros(1),
+            bytes: 5,
+            reason: EvictionReason::Expired,
+            why: "older than 7 days".to_owned(),
+        }],
+        more: true,
+        ..GcReport::default()
+    };
+    let report = serde_json::to_string(&report).unwrap();
+    let service = Scripted::new(move |_, before| match before {
+        0 => answer("200 OK", "application/json", &report),
+        _ => answer("500 Internal Server Error", "text/plain", "no"),
+    });
+    let done = Databuild::asking(&service.url).run(&["gc", "-o", "json"]).code(0);
+    let told: GcReport = serde_json::from_str(done.text()).unwrap();
+    assert_eq!((evicted(&told), told.more), (vec!["r"], false));
+    assert!(told.unfinished.is_some_and(|why| done.stderr.contains(&why)), "{}", done.stderr);
 }

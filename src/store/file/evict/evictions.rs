@@ -32,6 +32,8 @@ pub(crate) struct Turn {
     pub(super) in_vain: Option<Instant>,
     /// What takes up space beside the runs and the index, as it was seen last.
     pub(super) beside: Option<u64>,
+    /// When what the index has added up was last compared with its rows.
+    pub(super) confirmed: Option<Instant>,
 }
 
 impl Turn {
@@ -44,7 +46,14 @@ impl Turn {
 
 impl Default for Turn {
     fn default() -> Self {
-        Self { trash: true, refused: HashSet::new(), busy: Vec::new(), in_vain: None, beside: None }
+        Self {
+            trash: true,
+            refused: HashSet::new(),
+            busy: Vec::new(),
+            in_vain: None,
+            beside: None,
+            confirmed: None,
+        }
     }
 }
 
@@ -68,6 +77,11 @@ impl Evictions {
     /// What is left of a run that is just being evicted.
     pub(crate) fn going(&self, id: &JobRunId) -> Option<Tombstone> {
         lock(&self.going).get(id).cloned()
+    }
+
+    /// What is left of all of them.
+    pub(super) fn all_going(&self) -> Vec<Tombstone> {
+        lock(&self.going).values().cloned().collect()
     }
 
     /// Notes that a run is read: who reads it wants to know when it is evicted. Gives the run that others read

@@ -40,3 +40,24 @@ fn a_run_that_is_still_in_the_memory_of_the_store_goes_the_next_time() {
     shared.runs().by_id.remove(&id);
     assert_eq!(evict().evicted.iter().map(|run| &run.id).collect::<Vec<_>>(), [&id]);
 }
+
+#[test]
+fn what_went_before_the_store_was_closed_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = FileLogStore::open(folder.path(), FileStoreOptions::default()).unwrap();
+    let id: JobRunId = "x".parse().unwrap();
+    store.start(RunSpec::new(id.clone())).unwrap().finish(RunEnd::now(Outcome::Lost)).unwrap();
+    let shared = &store.shared;
+    let index = shared.index_to_evict().unwrap();
+    commit_all(shared, index);
+    let policy = RetentionPolicy { max_bytes: Some(1), ..RetentionPolicy::OFF };
+    let order = Order { policy, to_free: 0, dry_run: false, at_most: MOST_EVICTED };
+    let mut turn = shared.evictions.none_for_now();
+    let (planned, _) = shared.planned(index, &turn, order, 2).unwrap();
+    let mut report = GcReport::default();
+    let victims = shared.look_at(index, &mut turn, planned, order, &mut report).unwrap();
+    index.close().unwrap();
+    let gone = shared.carry_out(index, &mut turn, victims, order, &mut report).unwrap();
+    assert_eq!(gone.iter().map(|victim| &victim.stone.id).collect::<Vec<_>>(), [&id]);
+    assert!(report.unfinished.is_some());
+}

@@ -1,5 +1,7 @@
 //! What is in the trash: telling the index of it, and removing it.
 
+use std::collections::HashSet;
+
 use crate::error::LogError;
 use crate::index::{Index, Known, RunNumber};
 use crate::layout::{Layout, Removal, RunFolder, Trashed};
@@ -65,7 +67,31 @@ impl Shared {
             }
             failed = told.err().or(failed);
         }
+        failed = self.tell_of_those_without_trash(index, &trash).err().or(failed);
         failed.map_or(Ok(()), Err)
+    }
+
+    /// Tells the index of evictions whose folders somebody took out of the trash before it could hear of them.
+    fn tell_of_those_without_trash(&self, index: &Index, trash: &[Trashed]) -> Result<(), LogError> {
+        let in_trash: HashSet<_> = trash.iter().map(|trashed| &trashed.id).collect();
+        let going = self.evictions.all_going().into_iter();
+        let going: Vec<_> = going.filter(|stone| !in_trash.contains(&stone.id)).collect();
+        for batch in going.chunks(BATCH) {
+            let mut rows = Vec::new();
+            for stone in batch {
+                match index.find(&stone.id)? {
+                    // It may be another run, begun since.
+                    Some(Known::Run(..)) if self.layout.run(&stone.id).is_there() => {}
+                    Some(Known::Run(number, _)) => rows.push((Some(number), stone.clone())),
+                    Some(Known::Evicted(known)) if known.evicted_at >= stone.evicted_at => {}
+                    Some(Known::Evicted(_)) | None => rows.push((None, stone.clone())),
+                }
+            }
+            self.commit_evicted(index, &rows, std::iter::empty())?;
+            let mut going = lock(&self.evictions.going);
+            batch.iter().for_each(|stone| drop(going.remove(&stone.id)));
+        }
+        Ok(())
     }
 
     fn tell_of_trash(&self, index: &Index, batch: &[Trashed]) -> Result<(), LogError> {

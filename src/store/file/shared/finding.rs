@@ -38,7 +38,8 @@ impl Shared {
                 Err(error) => tracing::warn!(%error, run = %id, "looking for the run without the index"),
             }
         }
-        if !self.discovery.is_done() && self.layout.run(id).is_there() {
+        let is_missing = self.index.as_ref().is_some_and(|index| index.is_missing());
+        if (is_missing || !self.discovery.is_done()) && self.layout.run(id).is_there() {
             // Runs are numbered in the order of their age by whoever goes through the folders: a run that is over
             // does not get its number out of turn because somebody asks for it.
             let foreign = ForeignRun::open(&self.layout, id, None, None)?;
