@@ -46,7 +46,7 @@
 //! run that is too large, which `writer/cap.rs` decides, or that somebody made shorter, which `writer/shortened.rs` sees.
 //! `commit` brings what waits to the index, and `list` lists. What a run is by its folder alone is found out by `tracker`,
 //! and `derive` makes rows of it: for `reconcile`, which brings the index and the folders together while a store is open,
-//! and offline for `rebuild` and `check` (`check_run` finds, `repair` mends). `power` knows what a power cut leaves,
+//! and offline for `rebuild` and `check` (`check_run` finds, `repair` mends). `identity` tells whether the run in a folder is the one that the index speaks of: ids are used again. `power` knows what a power cut leaves,
 //! `durability` when files are synced, `space` how much of the disk is left free. `evict` removes runs step by step, and `evictor` is the thread that sees when it is time; `compressor` is the thread
 //! that compresses runs some time after their end, and `compress` puts the files in their place. `handle` says who
 //! keeps a store open, and how its threads get at it.

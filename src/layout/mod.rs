@@ -19,7 +19,7 @@ use run_folder::blocks_of;
 pub(crate) use disk::{Disk, StoreLock, allocate, chooses_blocks_late, open_regular, punch_hole};
 #[cfg(feature = "compression")]
 pub(crate) use run_folder::being_compressed;
-pub(crate) use run_folder::{Removal, RunFolder, compressed, metadata_of};
+pub(crate) use run_folder::{FolderStamp, Removal, RunFolder, compressed, metadata_of};
 
 const JOB_RUNS: &str = "job_runs";
 const TRASH: &str = "trash";
@@ -140,6 +140,16 @@ impl Layout {
         }
         moved.map_err(|errno| LogError::io("moving to the trash", run.path())(errno.into()))?;
         Ok(RunFolder::at(path))
+    }
+
+    /// Moves a run's folder back from the trash.
+    ///
+    /// # Errors
+    ///
+    /// What the system said; a folder that has its place by now is left alone.
+    pub(crate) fn take_back(&self, id: &JobRunId, trashed: &RunFolder) -> Result<(), LogError> {
+        renameat_with(CWD, trashed.path(), CWD, self.run(id).path(), RenameFlags::NOREPLACE)
+            .map_err(|errno| LogError::io("taking back from the trash", trashed.path())(errno.into()))
     }
 
     /// What an eviction that was cut short left behind. Names that are none of ours are left out.

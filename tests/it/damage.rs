@@ -2,6 +2,7 @@
 
 mod folders;
 mod fuzz;
+mod reused;
 mod shortened;
 
 use std::fs;
