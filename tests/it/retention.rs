@@ -3,6 +3,7 @@
 mod crash;
 mod emergency;
 mod pins;
+mod reused;
 mod service;
 
 use std::fs;
