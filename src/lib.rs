@@ -39,18 +39,20 @@
 //! | `meter.rs` | What is counted? The names of all metrics. |
 //!
 //! In `store/file/`, a run in memory is a `LiveRun` (`live`): how far it has come, and a signal that it has come
-//! further. Whoever writes publishes there, whoever reads waits there, and neither knows the other. `writer` writes
-//! the runs of this process; `adopt` and `watch` see the runs of other processes, and `copied` tells whether somebody
-//! is just copying one; `shared` holds the runs in memory by id. `source` is a read of one run: `places` finds where
-//! it begins, `lines` cuts lines out of a log, `marks` says in which order they came, and `cuts` what is given up of a
-//! run that is too large, which `writer/cap.rs` decides, or that somebody else took, which `writer/changed.rs` sees.
-//! `commit` brings what waits to the index, and `list` lists. What a run is by its folder alone is found out by `tracker`,
-//! and `derive` makes rows of it: for `reconcile`, which brings the index and the folders together while a store is open,
-//! and offline for `rebuild` and `check` (`check_run` finds, `repair` mends). `power` knows what a power cut leaves,
-//! `durability` when files are synced, `space` how much of the disk is left free. `evict` removes runs step by step (`evict/by_folder` where
-//! the disk has no room for an index), and `evictor` is the thread that sees when it is time; `compressor` is the thread
-//! that compresses runs some time after their end, and `compress` puts the files in their place. `handle` says who
-//! keeps a store open, and how its threads get at it.
+//! further. Whoever writes publishes there, whoever reads waits there, and neither knows the other. `writer` writes the
+//! runs of this process; `adopt` and `watch` see the runs of other processes, and `copied` tells whether somebody is
+//! just copying one; `shared` holds the runs in memory by id. `source` is a read of one run: `places` finds where it
+//! begins, `lines` cuts lines out of a log, `marks` says in which order they came, and `cuts` what is given up of a run
+//! that is too large, which `writer/cap.rs` decides, or that somebody else took, which `writer/changed.rs` sees.
+//! `commit` brings what waits to the index, and `list` lists. What a run is by its folder alone is found out by
+//! `tracker`, and `derive` makes rows of it: for `reconcile`, which brings the index and the folders together while a
+//! store is open, and offline for `rebuild` and `check` (`check_run` finds, `repair` mends). `identity` tells whether
+//! the run in a folder is the one that the index speaks of: ids are used again. `power` knows what a power cut leaves,
+//! `durability` when files are synced, `space` how much of the disk is left free. `evict` removes runs step by step
+//! (`evict/by_folder` where the disk has no room for an index),
+//! and `evictor` is the thread that sees when it is time; `compressor` is the thread that compresses runs some time
+//! after their end, and `compress` puts the files in their place. `handle` says who keeps a store open, and how its
+//! threads get at it.
 //!
 //! `migrations-docs/` has every byte on disk. `tests/it/` is one test binary, a file a subject. `benches/`
 //! measures.

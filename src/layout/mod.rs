@@ -22,7 +22,7 @@ pub(crate) use disk::{
 };
 #[cfg(feature = "compression")]
 pub(crate) use run_folder::being_compressed;
-pub(crate) use run_folder::{Removal, RunFolder, aside, compressed, metadata_of};
+pub(crate) use run_folder::{FolderStamp, Removal, RunFolder, aside, compressed, metadata_of};
 pub(crate) use told::is_news;
 
 const JOB_RUNS: &str = "job_runs";
@@ -147,6 +147,16 @@ impl Layout {
         }
         moved.map_err(|errno| LogError::io("moving to the trash", run.path())(errno.into()))?;
         Ok(RunFolder::at(path))
+    }
+
+    /// Moves a run's folder back from the trash.
+    ///
+    /// # Errors
+    ///
+    /// What the system said; a folder that has its place by now is left alone.
+    pub(crate) fn take_back(&self, id: &JobRunId, trashed: &RunFolder) -> Result<(), LogError> {
+        renameat_with(CWD, trashed.path(), CWD, self.run(id).path(), RenameFlags::NOREPLACE)
+            .map_err(|errno| LogError::io("taking back from the trash", trashed.path())(errno.into()))
     }
 
     /// What an eviction that was cut short left behind. Names that are none of ours are left out.

@@ -42,6 +42,13 @@ pub(crate) enum Removal {
     Everything,
 }
 
+/// Tells a run's folder as it is from what it was before, and from another at its path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FolderStamp {
+    place: (u64, u64),
+    changed: (i64, i64),
+}
+
 /// The folder of one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RunFolder {
@@ -55,6 +62,19 @@ impl RunFolder {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What changes when another folder gets this path, or something in it appears, goes or gets another name; `None`
+    /// if it is not there.
+    pub(crate) fn stamp(&self) -> Option<FolderStamp> {
+        let entry = fs::symlink_metadata(&self.path).ok().filter(fs::Metadata::is_dir)?;
+        Some(FolderStamp { place: (entry.dev(), entry.ino()), changed: (entry.ctime(), entry.ctime_nsec()) })
+    }
+
+    /// When the folder was made, or changed last where the file system does not say; `None` if it is gone.
+    pub(crate) fn made(&self) -> Option<UnixMicros> {
+        let folder = fs::metadata(&self.path).ok()?;
+        folder.created().or_else(|_| folder.modified()).ok().map(UnixMicros::from)
     }
 
     /// Whether the folder is there. A link to one is not: it could lead out of the log folder.

@@ -25,7 +25,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::error::LogError;
-use crate::layout::{compressed, file_at, open_regular};
+use crate::layout::{compressed, file_at, metadata_of, open_regular};
 use seekable::Seekable;
 
 pub(crate) use append::{AppendFile, Changed};
@@ -140,6 +140,13 @@ impl ReadFile {
             Source::Plain(file) => Ok(file.metadata().map_err(LogError::io("looking at", &self.path))?.len()),
             Source::Compressed(file) => Ok(file.len()),
         }
+    }
+
+    /// Whether the file is the one that its path leads to; also if that leads nowhere any more.
+    pub(crate) fn is_at_its_path(&self) -> bool {
+        let open = self.source.file().and_then(|file| file.metadata().ok());
+        open.zip(metadata_of(&self.path).ok())
+            .is_none_or(|(open, there)| (open.dev(), open.ino()) == (there.dev(), there.ino()))
     }
 
     /// Whether the file is compressed: nothing is appended to it any more.

@@ -377,6 +377,8 @@ async fn a_writer_killed_at_any_call_leaves_a_beginning_of_what_was_printed() {
         }
     }
     assert!(lost > 10 && failed > CALLS.len(), "{lost} lost, {failed} failed");
+    // When runs are listed, the index knows every folder.
+    assert!(!store.runs(&RunQuery::default()).unwrap().runs.is_empty());
     store.close().unwrap();
     drop(store);
     databuild.run(&["index", "check", "--deep"]).code(0);

@@ -3,6 +3,7 @@
 mod changed;
 mod folders;
 mod fuzz;
+mod reused;
 
 use std::fs;
 use std::io::Write;

@@ -4,6 +4,7 @@ mod crash;
 mod damage;
 mod emergency;
 mod pins;
+mod reused;
 mod service;
 
 use std::fs;

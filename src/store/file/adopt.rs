@@ -172,6 +172,16 @@ impl ForeignRun {
         !has_journal && has_sound_journal(&self.run.folder, &self.run.id)
     }
 
+    /// Whether another run is in its folder by now: somebody removed that, and used the id again.
+    pub(crate) fn is_outlived(&self) -> bool {
+        let is_in_place = match &self.tracker().source {
+            Source::Journal(journal) => journal.file().is_at_its_path(),
+            // Until it is over, what tells of the end may say when it began too.
+            Source::Logs => !self.run.is_over(),
+        };
+        !is_in_place && self.run.is_outlived()
+    }
+
     /// Whether a run that is over can still get its journal: its `metadata.json` is by a writer that had one, and its
     /// folder is so new that somebody may be copying it.
     pub(crate) fn may_get_journal(&self) -> bool {

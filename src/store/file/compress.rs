@@ -15,25 +15,28 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, openat, rena
 use rustix::io::Errno;
 
 use crate::error::LogError;
+use crate::index::codec::RunRecord;
 use crate::layout::{RunFolder, being_compressed, compressed};
 use crate::logfile::{ReadFile, compress};
 use crate::run::JobRunId;
 use crate::store::Compression;
+use crate::store::file::identity::is_of;
 
-/// Compresses the logs and the journal of a run that is over; what is compressed already or empty stays as it is.
+/// Compresses the logs and the journal of the run of a record; what is compressed already or empty stays as it is.
 /// `go_on` is asked every now and then.
 ///
 /// # Errors
 ///
-/// [`LogError::NotFound`] if there is no such folder; [`LogError::InUse`] if somebody else is at it, or has the journal
+/// [`LogError::NotFound`] if there is no such folder, or another run is in it; [`LogError::InUse`] if somebody else is at it, or has the journal
 /// locked; [`LogError::Unfinished`] if nothing in
 /// the folder says that the run is over; [`LogError::Closed`] when it should not go on; or what the disk said. The
 /// run can be read as before then.
 pub(crate) fn compress_folder(
     folder: &RunFolder,
-    id: &JobRunId,
+    record: &RunRecord,
     go_on: &dyn Fn() -> bool,
 ) -> Result<Compression, LogError> {
+    let id = record.run.id();
     let bytes_before = folder.disk_bytes();
     let place = Place::open(folder, id)?;
     // Kept until all is done: nobody mends a journal that is being compressed.
@@ -48,6 +51,9 @@ pub(crate) fn compress_folder(
             true => LogError::InUse { path: folder.journal() },
             false => LogError::Unfinished { id: id.clone() },
         });
+    }
+    if !is_of(folder, record) {
+        return Err(LogError::NotFound { id: id.clone() });
     }
     let mut made = Vec::new();
     for part in folder.parts() {

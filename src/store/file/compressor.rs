@@ -125,14 +125,20 @@ impl Round {
         let begun = store.with(|shared| {
             let known = shared.index.as_ref().map(|index| index.find(&id));
             // It may have been evicted, or compressed by hand.
-            match known {
-                Some(Ok(Some(Known::Run(_, record)))) if is_due(&record) && !shared.is_closed() => {}
+            let number = match known {
+                Some(Ok(Some(Known::Run(number, record)))) if is_due(&record) && !shared.is_closed() => {
+                    number
+                }
                 _ => return Err(LogError::Closed),
-            }
+            };
             if shared.evictions.has_reader(&id) {
                 return Err(LogError::InUse { path: shared.layout.run(&id).path().to_owned() });
             }
             let run = shared.find(&id)?;
+            if run.number != Some(number) {
+                // Another run has the id by now; its time comes later.
+                return Err(LogError::Closed);
+            }
             let under_way = shared.begin_to_compress(&run)?;
             Ok((run, under_way))
         });
@@ -221,7 +227,8 @@ fn compress_run(run: &LiveRun, go_on: &dyn Fn() -> bool) -> Result<Compression, 
 
 #[cfg(feature = "compression")]
 fn compress_folder(run: &LiveRun, go_on: &dyn Fn() -> bool) -> Result<Compression, LogError> {
-    super::compress::compress_folder(&run.folder, &run.id, go_on)
+    let record = run.state().record();
+    super::compress::compress_folder(&run.folder, &record, go_on)
 }
 
 #[cfg(not(feature = "compression"))]
@@ -296,6 +303,11 @@ impl Compressions {
         while under_way.contains(id) {
             under_way = self.one_less.wait(under_way).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Whether a run is being compressed.
+    pub(crate) fn is_under_way(&self, id: &JobRunId) -> bool {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).contains(id)
     }
 
     /// Counts a run as being compressed for as long as the guard lives; `None` if it is already.

@@ -21,15 +21,17 @@ use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use crate::error::LogError;
+use crate::index::codec::RunRecord;
 use crate::index::{Index, RunNumber, Urgency};
-use crate::layout::{Disk, Removal};
+use crate::layout::{Disk, FolderStamp, Removal, RunFolder};
 use crate::line::UnixMicros;
 use crate::meter;
 use crate::retention::{
     Candidate, EvictedRun, EvictionReason, GcReport, GcRequest, KeptRun, RetentionPolicy, Standing, plan,
 };
-use crate::run::{JobRunId, Tombstone};
+use crate::run::Tombstone;
 use crate::store::file::commit::commit_all;
+use crate::store::file::identity::{is_being_written, is_of};
 use crate::store::file::reconcile::mend;
 use crate::store::file::shared::Shared;
 
@@ -64,6 +66,9 @@ struct Order {
 /// A run whose turn it is.
 struct Victim {
     row: Candidate,
+    record: RunRecord,
+    /// Its folder when it was looked at.
+    looked: Option<FolderStamp>,
     reason: EvictionReason,
     stone: Tombstone,
 }
@@ -82,6 +87,19 @@ fn confirm_totals(
         turn.confirmed = Some(Instant::now());
     }
     Ok(())
+}
+
+/// Why a run is not evicted whose id was used again.
+const ANOTHERS: &str = "its folder is that of another run by now";
+/// Why one is not that somebody writes, or seems to.
+const LOCKED: &str = "somebody has its journal locked";
+
+/// Why what is in a folder is not the run of a record that is over, if it is not.
+fn not_over(folder: &RunFolder, record: &RunRecord) -> Option<&'static str> {
+    if !is_of(folder, record) {
+        return Some(ANOTHERS);
+    }
+    is_being_written(folder).then_some(LOCKED)
 }
 
 fn heard_later(error: &LogError) -> String {
@@ -330,20 +348,30 @@ impl Shared {
                 turn.refuse_for_now(row.number);
                 continue;
             }
+            let looked = self.layout.run(&id).stamp();
             let hindrance = match self.tracked(&id) {
-                Some(_) => {
+                Some(tracked) if tracked.run().number == Some(row.number) => {
                     turn.busy.push(row.number);
                     Some("its end is just being written")
                 }
-                None => self.hindrance(index, &id, row.number, order.dry_run),
+                Some(_) => {
+                    if !order.dry_run {
+                        self.forget_rows(row.number);
+                    }
+                    Some(ANOTHERS)
+                }
+                None => self.hindrance(index, &record, row.number, order.dry_run),
             };
             if let Some(why) = hindrance {
+                if why == LOCKED {
+                    turn.busy.push(row.number);
+                }
                 turn.refused.insert(row.number);
                 report.kept.push(KeptRun { id, why: why.to_owned() });
                 continue;
             }
             let stone = Tombstone::of(&record.run, evicted_at, reason.under(&order.policy));
-            victims.push(Victim { row, reason, stone });
+            victims.push(Victim { row, record, looked, reason, stone });
         }
         Ok(victims)
     }
@@ -352,25 +380,34 @@ impl Shared {
     fn hindrance(
         &self,
         index: &Index,
-        id: &JobRunId,
+        record: &RunRecord,
         number: RunNumber,
         dry_run: bool,
     ) -> Option<&'static str> {
+        let id = record.run.id();
         let folder = self.layout.run(id);
-        if folder.is_there() {
-            if !folder.is_pinned() {
-                return None;
-            }
+        if !folder.is_there() {
             if !dry_run {
-                self.tell_of_pin(index, id, number, true);
+                // There is nothing that could be removed, and what is not there takes up nothing.
+                self.forget_rows(number);
             }
-            return Some("it is pinned");
+            return Some("its folder is not there, or is a link");
+        }
+        // Whoever compresses a run has its journal locked, and is waited for.
+        let may_be_locked = |why: &&str| *why == LOCKED && self.compressions.is_under_way(id);
+        if let Some(why) = not_over(&folder, record).filter(|why| !may_be_locked(why)) {
+            if !dry_run && let Some(watch) = self.watching() {
+                watch.take_up(id);
+            }
+            return Some(why);
+        }
+        if !folder.is_pinned() {
+            return None;
         }
         if !dry_run {
-            // There is nothing that could be removed, and what is not there takes up nothing.
-            self.forget_rows(number);
+            self.tell_of_pin(index, id, number, true);
         }
-        Some("its folder is not there, or is a link")
+        Some("it is pinned")
     }
 
     /// Evicts runs, and gives those that are gone.
@@ -387,13 +424,13 @@ impl Shared {
             let id = &victim.stone.id;
             self.evictions.hide(&victim.stone);
             self.compressions.wait_for(id);
-            match self.layout.move_to_trash(id, victim.stone.evicted_at, victim.reason.as_str()) {
+            match self.move_to_trash(&victim) {
                 Ok(folder) => gone.push((victim, folder)),
-                Err(error) => {
+                Err(why) => {
                     self.evictions.show(id);
-                    tracing::warn!(%error, run = %id, "a run can't be evicted");
+                    tracing::warn!(error = why, run = %id, "a run can't be evicted");
                     turn.refused.insert(victim.row.number);
-                    report.kept.push(KeptRun { id: id.clone(), why: error.to_string() });
+                    report.kept.push(KeptRun { id: id.clone(), why });
                 }
             }
         }
@@ -419,12 +456,33 @@ impl Shared {
             } else {
                 turn.refuse_for_now(victim.row.number);
             }
-            let Victim { row, reason, stone } = &victim;
+            let Victim { row, reason, stone, .. } = &victim;
             tracing::info!(run = %stone.id, bytes = row.bytes, why = %stone.reason, "a run is evicted");
             meter::evicted(reason.as_str(), 1, row.bytes);
             evicted.push(victim);
         }
         Ok(evicted)
+    }
+
+    /// Moves the folder of a run to the trash, or says why not. Its id may have been used again since it was looked at:
+    /// another run is moved back.
+    fn move_to_trash(&self, victim: &Victim) -> Result<RunFolder, String> {
+        let Victim { record, looked, reason, stone, .. } = victim;
+        let there = self.layout.run(&stone.id);
+        if there.stamp() != *looked
+            && let Some(why) = not_over(&there, record)
+        {
+            return Err(why.to_owned());
+        }
+        let moved = self.layout.move_to_trash(&stone.id, stone.evicted_at, reason.as_str());
+        let folder = moved.map_err(|error| error.to_string())?;
+        match not_over(&folder, record) {
+            None => Ok(folder),
+            Some(why) => {
+                self.layout.take_back(&stone.id, &folder).map_err(|error| error.to_string())?;
+                Err(why.to_owned())
+            }
+        }
     }
 
     /// Bytes that everything under the log folder takes up.

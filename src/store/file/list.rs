@@ -1,10 +1,10 @@
 //! Listing runs, newest first: from the index and what it does not have yet, or from the folders.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::error::LogError;
 use crate::index::{Index, RunNumber};
-use crate::line::UnixMicros;
 use crate::run::{JobMetadata, JobRunId, StateKind};
 use crate::store::file::reconcile::mend;
 use crate::store::file::shared::Shared;
@@ -14,9 +14,14 @@ use crate::store::{RunCursor, RunPage, RunQuery};
 const COARSE_MICROS: u64 = 20_000;
 
 /// Lists runs of a store with an index once every folder is known. An index that fails or is made anew in the
-/// meantime is asked again when it knows every folder again.
-pub(crate) fn list_when_known(shared: &Shared, index: &Index, query: &RunQuery) -> Result<RunPage, LogError> {
-    let mut failed = false;
+/// meantime is asked again when it knows every folder again, and once more when it was found to know a run that is not in
+/// its folder any more.
+pub(crate) fn list_when_known(
+    shared: &Arc<Shared>,
+    index: &Index,
+    query: &RunQuery,
+) -> Result<RunPage, LogError> {
+    let (mut failed, mut looked) = (false, false);
     loop {
         let renewals = shared.discovery.renewals();
         shared.discovery.wait_until_done();
@@ -27,7 +32,14 @@ pub(crate) fn list_when_known(shared: &Shared, index: &Index, query: &RunQuery) 
                 mend(shared, index);
             }
             Err(error) => return Err(error),
-            Ok(page) if shared.discovery.renewals() == renewals || shared.is_closed() => return Ok(page),
+            Ok(page) if shared.discovery.renewals() == renewals || shared.is_closed() => {
+                // All of them are looked at: each may be another's.
+                let outlived = page.runs.iter().filter(|run| !looked && is_outlived(shared, run)).count();
+                if outlived == 0 {
+                    return Ok(page);
+                }
+                looked = true;
+            }
             Ok(_) => {}
         }
     }
@@ -39,19 +51,19 @@ pub(crate) fn list_indexed(shared: &Shared, index: &Index, query: &RunQuery) -> 
     // One more than a page, to know whether there is another.
     let wanted = query.page_size().saturating_add(1);
     let mut found: Vec<(RunNumber, JobMetadata)> = Vec::new();
-    let mut in_memory = Vec::new();
+    let mut in_memory = HashSet::new();
     for tracked in shared.all_tracked() {
         let Some(number) = tracked.run().number else { continue };
-        in_memory.push(number);
         let run = tracked.run().metadata();
+        // The index may have another number for its id still.
+        in_memory.insert(run.id().clone());
         if number < below && query.matches(&run) {
             found.push((number, run));
         }
     }
-    in_memory.sort_unstable();
     let mut of_index = 0;
     let mut take = |number: RunNumber, run: JobMetadata| {
-        if number < below && in_memory.binary_search(&number).is_err() && query.matches(&run) {
+        if number < below && !in_memory.contains(run.id()) && query.matches(&run) {
             found.push((number, run));
             of_index += 1;
         }
@@ -124,19 +136,33 @@ fn page(mut found: Vec<(u64, JobMetadata)>, query: &RunQuery) -> RunPage {
     RunPage { runs: found.into_iter().map(|(_, run)| run).collect(), next, pinned: Vec::new() }
 }
 
-/// The same page with which of its runs are pinned, as their folders say, and without those that are just going.
+/// The same page with which of its runs are pinned, as their folders say, and without those that are gone or just going.
 pub(crate) fn with_pins(shared: &Shared, mut page: RunPage) -> RunPage {
-    page.runs.retain(|run| shared.evictions.going(run.id()).is_none());
+    page.runs
+        .retain(|run| shared.evictions.going(run.id()).is_none() && shared.layout.run(run.id()).is_there());
     let is_pinned = |run: &&JobMetadata| shared.layout.run(run.id()).is_pinned();
     page.pinned = page.runs.iter().filter(is_pinned).map(|run| run.id().clone()).collect();
     page
 }
 
+/// Looks whether a run that is over, as the index says, is not in its folder any more: if another has its id by now, that
+/// one is taken up in its place. A folder that was there before that end is that of the run, which costs one look.
+pub(crate) fn is_outlived(shared: &Arc<Shared>, run: &JobMetadata) -> bool {
+    let Some(ended) = run.state.ended() else { return false };
+    let made = shared.layout.run(run.id()).made();
+    if made.is_some_and(|made| made.0 + COARSE_MICROS < ended.0) {
+        return false;
+    }
+    match shared.find(run.id()) {
+        Ok(found) => found.state().run.started_at != run.started_at,
+        Err(LogError::NotFound { .. } | LogError::Evicted(_)) => true,
+        Err(_) => false,
+    }
+}
+
 /// When a run's folder was made, in microseconds since 1970; `None` if it is gone.
 pub(crate) fn created(shared: &Shared, id: &JobRunId) -> Option<u64> {
-    let folder = std::fs::metadata(shared.layout.run(id).path()).ok()?;
-    let created = folder.created().or_else(|_| folder.modified()).ok()?;
-    Some(UnixMicros::from(created).0)
+    shared.layout.run(id).made().map(|made| made.0)
 }
 
 /// What is known of a run: from its `metadata.json`, or from its journal while it goes on.

@@ -15,6 +15,7 @@ use crate::journal::Arrival;
 use crate::layout::RunFolder;
 use crate::line::{Stream, View};
 use crate::run::{JobMetadata, JobRunId, Tombstone};
+use crate::store::file::identity::is_of;
 
 /// The most checkpoints that wait for the index; beyond that every second one is let go, and the searches that
 /// would have used it take twice as long.
@@ -184,6 +185,12 @@ impl LiveRun {
 
     pub(crate) fn is_over(&self) -> bool {
         self.state().run.state.is_over()
+    }
+
+    /// Whether another run is in its folder by now.
+    pub(crate) fn is_outlived(&self) -> bool {
+        let record = self.state().record();
+        self.folder.is_there() && !is_of(&self.folder, &record)
     }
 
     /// What is known of the run at this moment.

@@ -16,6 +16,7 @@ mod evict;
 mod evict_bench;
 mod evictor;
 mod handle;
+mod identity;
 mod lines;
 mod list;
 mod live;
@@ -315,7 +316,10 @@ impl LogStore for FileLogStore {
             Some(index) if !index.is_missing() => list_when_known(&self.shared, index, query)?,
             _ => list_folders(&self.shared, query)?,
         };
-        Ok(with_pins(&self.shared, page))
+        let page = with_pins(&self.shared, page);
+        // If it went in the meantime, none of its runs was seen.
+        self.shared.check_home()?;
+        Ok(page)
     }
 
     fn gc(&self, request: &GcRequest) -> Result<GcReport, LogError> {

@@ -6,16 +6,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::LogError;
-use crate::index::{Index, Known, RunNumber, Urgency};
+use crate::index::{Index, RunNumber, Urgency};
 use crate::layout::RunFolder;
 use crate::logfile::ReadFile;
 use crate::run::JobRunId;
-use crate::store::file::list::created;
-use crate::store::file::shared::Shared;
+use crate::store::file::list::{created, is_outlived};
+use crate::store::file::shared::{Shared, Tracked};
 use crate::store::file::tracker::{News, Tracker};
 
 /// How long a folder that is being prepared is left alone: its journal is locked long before it is this old.
 const PREPARING: Duration = Duration::from_secs(60);
+
+/// Rows that are looked at with every rescan: few enough that it costs about what it did, however many there are.
+const ROWS_PER_RESCAN: usize = 1_000;
 
 /// Takes up every run folder that the index does not know, oldest first, so that their numbers rise with their age,
 /// and lets go of what is gone.
@@ -66,13 +69,40 @@ fn reconcile(shared: &Arc<Shared>, index: &Index) -> Result<(), LogError> {
     Ok(())
 }
 
-/// Takes up a run that appeared; a store without an index leaves that to those who ask for the run.
+/// Looks whether the next rows in their turn are those of the runs in their folders: an id that was used again while
+/// nobody saw it is noticed at last, however many runs there are.
+pub(crate) fn look_at_next_rows(shared: &Arc<Shared>) {
+    if let Some(index) = &shared.index
+        && let Err(error) = look_at_rows(shared, index)
+    {
+        tracing::warn!(%error, "comparing rows with their folders");
+    }
+}
+
+fn look_at_rows(shared: &Arc<Shared>, index: &Index) -> Result<(), LogError> {
+    if shared.is_closed() || shared.check_home().is_err() {
+        return Ok(());
+    }
+    let (mut found, mut reached) = (Vec::new(), 0);
+    index.newest_below(shared.looks.turn_below(), |number, record| {
+        reached = number;
+        found.push(record.run);
+        found.len() < ROWS_PER_RESCAN
+    })?;
+    shared.looks.set_reached(if found.len() < ROWS_PER_RESCAN { 0 } else { reached });
+    for run in &found {
+        is_outlived(shared, run);
+    }
+    Ok(())
+}
+
+/// Takes up a run that appeared, in place of another that had its id before; a store without an index leaves that to
+/// those who ask for the run.
 pub(crate) fn look(shared: &Arc<Shared>, id: &JobRunId, number: Option<RunNumber>) {
-    if let Some(index) = &shared.index {
-        // Somebody may have asked for it before, and it may be over and written since.
-        if shared.tracked(id).is_none() && matches!(index.find(id), Ok(Some(Known::Run(..)))) {
-            return;
-        }
+    if let Some(tracked) = shared.tracked(id).filter(Tracked::is_outlived) {
+        shared.forget(tracked.run());
+    }
+    if shared.index.is_some() {
         take_up(shared, id, number);
     }
     shared.announce();

@@ -306,7 +306,23 @@ impl Beginning {
 
 /// Whether there is a journal of this run.
 pub(crate) fn has_sound_journal(folder: &RunFolder, id: &JobRunId) -> bool {
-    matches!(Beginning::of(folder, id), Ok(Beginning::Sound(..)))
+    matches!(began(folder, id), Ok(Began::At(_)))
+}
+
+/// When the run in a folder began, by its journal alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Began {
+    At(UnixMicros),
+    /// There is no journal, or it has no sound beginning.
+    Unknown,
+}
+
+/// When the run in a folder began, by its journal alone.
+pub(crate) fn began(folder: &RunFolder, id: &JobRunId) -> Result<Began, LogError> {
+    Ok(match Beginning::of(folder, id)? {
+        Beginning::Sound(_, run, _) => Began::At(run.started_at),
+        Beginning::Damaged | Beginning::Missing => Began::Unknown,
+    })
 }
 
 /// Whether a record begins or the journal ends at a place in a run's journal.

@@ -14,7 +14,7 @@ use crate::error::LogError;
 use crate::layout::RunFolder;
 use crate::run::JobRunId;
 use crate::store::file::handle::Lent;
-use crate::store::file::reconcile::{look, look_around, take_up};
+use crate::store::file::reconcile::{look, look_around, look_at_next_rows, take_up};
 use crate::store::file::shared::{Shared, Tracked};
 
 /// Watches a log folder for a store.
@@ -147,12 +147,16 @@ fn on_event(store: &Lent, tasks: &mpsc::Sender<Task>, event: notify::Result<Even
     store.with(|shared| {
         for path in &event.paths {
             let Some(id) = shared.layout.run_of(path) else { continue };
+            let is_folder = path.parent() == Some(shared.layout.job_runs());
             match shared.tracked(&id) {
+                Some(tracked) if is_folder && tracked.is_outlived() => {
+                    let _ = tasks.send(Task::Look(id));
+                }
                 Some(Tracked::Foreign(foreign)) => {
                     shared.catch_up(&foreign);
                 }
                 Some(Tracked::Own(_)) => {}
-                None if path.parent() == Some(shared.layout.job_runs()) => {
+                None if is_folder => {
                     let _ = tasks.send(Task::Look(id));
                 }
                 None => {}
@@ -189,6 +193,7 @@ fn work(store: &Lent, inbox: &mpsc::Receiver<Task>) {
             }
             if Instant::now() >= next_rescan {
                 look_around(shared);
+                look_at_next_rows(shared);
                 next_rescan = Instant::now() + rescan;
             }
         });
@@ -210,7 +215,12 @@ fn carry_out(shared: &Arc<Shared>, task: Task) {
         Task::TakeUp(id) => take_up(shared, &id, None),
         Task::LookAround => look_around(shared),
         Task::Unwatch(folder) => {
-            if let Some(watch) = shared.watching() {
+            let id = shared.layout.run_of(folder.path());
+            // Another run may be in it by now, and is watched.
+            let is_over = |tracked: Tracked| tracked.run().is_over();
+            if id.and_then(|id| shared.tracked(&id)).is_none_or(is_over)
+                && let Some(watch) = shared.watching()
+            {
                 watch.remove(&folder);
             }
         }
@@ -218,12 +228,16 @@ fn carry_out(shared: &Arc<Shared>, task: Task) {
     }
 }
 
-fn check_writer(shared: &Shared, foreign: &crate::store::file::adopt::ForeignRun) {
+fn check_writer(shared: &Arc<Shared>, foreign: &crate::store::file::adopt::ForeignRun) {
+    if foreign.is_outlived() {
+        look(shared, &foreign.run.id, None);
+        return;
+    }
     let is_gone = || !foreign.run.folder.is_there();
     if is_gone() {
         // It may have gone with the whole log folder, or just come back with it.
         if shared.check_home().is_ok() && is_gone() {
-            shared.forget(foreign);
+            shared.forget(&foreign.run);
         }
         return;
     }

@@ -11,6 +11,7 @@ use crate::logfile::ReadFile;
 use crate::meter;
 use crate::retention::EvictionReason;
 use crate::run::{JobMetadata, JobRunId, Tombstone};
+use crate::store::file::tracker::written_end;
 
 impl Shared {
     /// Evicts the oldest runs that are over by their `metadata.json`, until the disk has so many bytes more than it is to
@@ -62,10 +63,10 @@ impl Shared {
         {
             return None;
         }
-        let run = folder.read_metadata().ok()??;
+        let run = written_end(&folder, id, folder.made()?).ok()??;
         let journal = ReadFile::open_if_there(&folder.journal()).ok()?;
         let is_written = journal.is_some_and(|journal| !matches!(journal.is_locked(), Ok(false)));
-        (run.state.is_over() && run.id() == id && !is_written).then_some(run)
+        (!is_written).then_some(run)
     }
 
     fn evict_by_folder(&self, id: &JobRunId) -> Result<(), LogError> {

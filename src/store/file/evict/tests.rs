@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::index::Known;
-use crate::run::{Exit, RunSpec};
+use crate::run::{Exit, JobRunId, RunSpec};
 use crate::store::file::adopt::ForeignRun;
 use crate::store::file::shared::Tracked;
 use crate::store::file::{FileLogStore, FileStoreOptions};

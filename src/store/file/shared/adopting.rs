@@ -7,15 +7,17 @@ use crate::error::LogError;
 use crate::index::codec::RunRecord;
 use crate::index::progress::Resume;
 use crate::index::{Known, RunNumber, Urgency};
-use crate::layout::is_news;
+use crate::layout::{RunFolder, is_news};
 use crate::line::UnixMicros;
 use crate::run::{JobRunId, Tombstone};
 use crate::store::file::adopt::ForeignRun;
+use crate::store::file::identity::is_of;
 use crate::store::file::live::LiveRun;
 use crate::store::file::tracker::ends_a_record;
 
 impl Shared {
-    /// Takes up a run that another process writes or wrote, and gives it.
+    /// Takes up a run that another process writes or wrote, and gives it. It gets this number, or a new one, unless the
+    /// index has the run already; rows of another run with its id are let go of.
     pub(crate) fn adopt(
         self: &Arc<Self>,
         id: &JobRunId,
@@ -34,6 +36,14 @@ impl Shared {
         if let Some(tracked) = self.tracked(id) {
             return Ok(Arc::clone(tracked.run()));
         }
+        let number = match self.known(id, &folder) {
+            // Somebody else took it up, and it is over and written since.
+            Some((number, record)) if record.run.state.is_over() => {
+                return Ok(Arc::new(LiveRun::over(folder, Some(number), *record)));
+            }
+            Some((number, _)) => Some(number),
+            None => number,
+        };
         // Watched first, so that nothing written in between is missed.
         let watch = self.watch()?;
         watch.add(&folder);
@@ -47,14 +57,6 @@ impl Shared {
             let mut runs = self.runs();
             if let Some(other) = runs.by_id.get(id) {
                 return Ok(Arc::clone(other.run()));
-            }
-            // Somebody else may have taken it up, and the index may have it already.
-            if number.is_none()
-                && let Some(index) = &self.index
-                && let Ok(Some(Known::Run(number, record))) = index.find(id)
-                && record.run.state.is_over()
-            {
-                return Ok(Arc::new(LiveRun::over(folder, Some(number), *record)));
             }
             if self.index.is_some() || !foreign.run.is_over() {
                 runs.by_id.insert(id.clone(), Tracked::Foreign(Arc::clone(&foreign)));
@@ -75,6 +77,27 @@ impl Shared {
         self.announce();
         self.nudge(if run.is_over() { Urgency::Now } else { Urgency::Soon });
         Ok(run)
+    }
+
+    /// What the index has of the run in a folder. Rows of another run, which had the id before, are let go of.
+    fn known(&self, id: &JobRunId, folder: &RunFolder) -> Option<(RunNumber, Box<RunRecord>)> {
+        let (number, record) = match self.index.as_ref()?.find(id) {
+            Ok(Some(Known::Run(number, record))) => (number, record),
+            Ok(_) => return None,
+            Err(error) => {
+                tracing::warn!(%error, run = %id, "taking up the run without the index");
+                return None;
+            }
+        };
+        if self.runs().forgotten.contains(&number) {
+            return None;
+        }
+        if is_of(folder, &record) {
+            return Some((number, record));
+        }
+        tracing::info!(run = %id, "the id was used again after its folder was removed: the earlier run is let go of");
+        self.forget_rows(number);
+        None
     }
 
     /// Takes what the index knows of runs that were live behind the places from which they are followed on.
@@ -176,9 +199,8 @@ impl Shared {
         self.nudge(Urgency::Now);
     }
 
-    /// Lets go of a run of another process whose folder is gone, and tells its readers.
-    pub(crate) fn forget(&self, foreign: &ForeignRun) {
-        let run = &foreign.run;
+    /// Lets go of a run whose folder is gone, and tells its readers.
+    pub(crate) fn forget(&self, run: &Arc<LiveRun>) {
         tracing::warn!(run = %run.id, "the folder of a run was removed");
         run.change(|state| {
             let why = "its folder was removed".to_owned();

@@ -6,9 +6,10 @@ use futures_util::{FutureExt, StreamExt, stream};
 
 use super::Shared;
 use crate::error::LogError;
-use crate::index::Known;
+use crate::index::{Index, Known, RunNumber};
 use crate::run::JobRunId;
 use crate::store::file::adopt::ForeignRun;
+use crate::store::file::identity::Holder;
 use crate::store::file::live::LiveRun;
 use crate::store::file::source::FileSource;
 use crate::store::follow::drive;
@@ -22,7 +23,12 @@ impl Shared {
         }
         self.check_home()?;
         if let Some(tracked) = self.tracked(id) {
-            return Ok(Arc::clone(tracked.run()));
+            let run = tracked.run();
+            if !run.is_over() || run.folder.is_there() && !tracked.is_outlived() {
+                return Ok(Arc::clone(run));
+            }
+            self.check_home()?;
+            self.forget(run);
         }
         if let Some(tombstone) = self.evictions.going(id) {
             return Err(LogError::Evicted(Box::new(tombstone)));
@@ -30,7 +36,12 @@ impl Shared {
         if let Some(index) = &self.index {
             match index.find(id) {
                 Ok(Some(Known::Run(number, record))) if record.run.state.is_over() => {
-                    return Ok(Arc::new(LiveRun::over(self.layout.run(id), Some(number), *record)));
+                    let folder = self.layout.run(id);
+                    return match self.looks.holder(&folder, number, &record) {
+                        Holder::ItsRun => Ok(Arc::new(LiveRun::over(folder, Some(number), *record))),
+                        Holder::AnotherRun => self.adopt(id, None),
+                        Holder::Nobody => Err(self.gone(index, id, number)),
+                    };
                 }
                 Ok(Some(Known::Run(number, _))) => return self.adopt(id, Some(number)),
                 Ok(Some(Known::Evicted(tombstone))) => return Err(LogError::Evicted(Box::new(tombstone))),
@@ -48,6 +59,25 @@ impl Shared {
             }
         }
         self.adopt(id, None)
+    }
+
+    /// Why a run of which the index knows has no folder. If nobody evicted it, the index lets go of it.
+    fn gone(&self, index: &Index, id: &JobRunId, number: RunNumber) -> LogError {
+        if let Err(error) = self.check_home() {
+            return error;
+        }
+        // It may have been evicted since the index was asked.
+        if let Some(tombstone) = self.evictions.going(id) {
+            return LogError::Evicted(Box::new(tombstone));
+        }
+        match index.find(id) {
+            Ok(Some(Known::Evicted(tombstone))) => return LogError::Evicted(Box::new(tombstone)),
+            Ok(Some(Known::Run(known, _))) if known == number && !self.runs().forgotten.contains(&number) => {
+                self.forget_rows(number);
+            }
+            _ => {}
+        }
+        LogError::NotFound { id: id.clone() }
     }
 
     pub(crate) fn open_read(

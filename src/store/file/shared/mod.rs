@@ -24,6 +24,7 @@ use crate::store::file::durability::Syncer;
 use crate::store::file::evict::Evictions;
 use crate::store::file::evictor::Evictor;
 use crate::store::file::handle::Borrowers;
+use crate::store::file::identity::Looks;
 use crate::store::file::live::{LiveRun, finished};
 use crate::store::file::shared::discovery::Discovery;
 use crate::store::file::watch::Watch;
@@ -53,6 +54,8 @@ pub(crate) struct Shared {
     /// Whether the committer knows that something waits.
     pub(crate) nudged: AtomicBool,
     runs: Mutex<Runs>,
+    /// Folders of which it is known whose they are.
+    pub(crate) looks: Looks,
     /// Runs of other processes that a thread is just taking up; a second one waits for what comes of it.
     adopting: Mutex<HashSet<JobRunId>>,
     adopted: Condvar,
@@ -113,6 +116,16 @@ impl Tracked {
     }
 }
 
+impl Tracked {
+    /// Whether another run is in its folder by now. Whoever this process writes is asked only when it is over.
+    pub(crate) fn is_outlived(&self) -> bool {
+        match self {
+            Self::Own(own) => own.run.is_over() && own.run.is_outlived(),
+            Self::Foreign(foreign) => foreign.is_outlived(),
+        }
+    }
+}
+
 impl Shared {
     pub(crate) fn new(
         layout: Layout,
@@ -134,6 +147,7 @@ impl Shared {
             committing: Mutex::default(),
             nudged: AtomicBool::new(false),
             runs: Mutex::new(Runs { last_number, ..Runs::default() }),
+            looks: Looks::default(),
             adopting: Mutex::default(),
             adopted: Condvar::new(),
             appeared: watch::Sender::new(0),

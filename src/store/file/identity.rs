@@ -1,0 +1,122 @@
+//! Which run is in a folder: the one that a record of the index tells of, or another. Whoever removes the folder of a
+//! run that is over may use its id again, while no service runs or behind the back of one.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::index::RunNumber;
+use crate::index::codec::RunRecord;
+use crate::layout::{FolderStamp, RunFolder};
+use crate::line::UnixMicros;
+use crate::logfile::ReadFile;
+use crate::run::{JobMetadata, JobRunId};
+use crate::store::file::tracker::{Began, began};
+
+/// Runs of which it is kept that their folders were looked into.
+const MOST_SEEN: usize = 4096;
+
+/// What is in the folder that a record leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holder {
+    /// The run that it tells of, as far as can be told.
+    ItsRun,
+    /// Another that got its id since.
+    AnotherRun,
+    /// There is no such folder.
+    Nobody,
+}
+
+/// Folders that were looked into and have not changed since, so that it costs little to be sure again.
+#[derive(Debug, Default)]
+pub(crate) struct Looks {
+    seen: Mutex<HashMap<JobRunId, (RunNumber, FolderStamp)>>,
+    /// The lowest number of those runs that were looked at in their turn; 0 when all were.
+    reached: AtomicU64,
+}
+
+impl Looks {
+    /// Below which number are the runs whose turn it is to be looked at; once all were, it is that of the newest again.
+    pub(crate) fn turn_below(&self) -> RunNumber {
+        match self.reached.load(Ordering::Relaxed) {
+            0 => RunNumber::MAX,
+            reached => reached,
+        }
+    }
+
+    /// Notes down to which number runs were looked at in their turn; 0 for all.
+    pub(crate) fn set_reached(&self, reached: RunNumber) {
+        self.reached.store(reached, Ordering::Relaxed);
+    }
+
+    /// What is in the folder that the record under a number leads to.
+    pub(crate) fn holder(&self, folder: &RunFolder, number: RunNumber, record: &RunRecord) -> Holder {
+        let Some(stamp) = folder.stamp() else { return Holder::Nobody };
+        let seen = || self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = record.run.id();
+        if seen().get(id) == Some(&(number, stamp)) {
+            return Holder::ItsRun;
+        }
+        if !is_of(folder, record) {
+            return Holder::AnotherRun;
+        }
+        let mut seen = seen();
+        if seen.len() >= MOST_SEEN {
+            seen.clear();
+        }
+        seen.insert(id.clone(), (number, stamp));
+        Holder::ItsRun
+    }
+}
+
+/// Whether the run in a folder is the one that a record tells of. What can't be read tells nothing: then it is, unless
+/// the folder was made after that run had ended.
+pub(crate) fn is_of(folder: &RunFolder, record: &RunRecord) -> bool {
+    let written = folder.read_metadata().unwrap_or_default();
+    if record.has_journal {
+        is_of_journaled(folder, record, written)
+    } else {
+        is_of_plain(folder, record, written)
+    }
+}
+
+fn is_of_journaled(folder: &RunFolder, record: &RunRecord, written: Option<JobMetadata>) -> bool {
+    // It is small, and plain when the rest is compressed.
+    if written.as_ref().is_some_and(|written| written.started_at == record.run.started_at) {
+        return true;
+    }
+    match began(folder, record.run.id()) {
+        Ok(Began::At(time)) => time == record.run.started_at,
+        Ok(Began::Unknown) => written.is_none() && !is_newer(folder, record),
+        Err(_) => true,
+    }
+}
+
+fn is_of_plain(folder: &RunFolder, record: &RunRecord, written: Option<JobMetadata>) -> bool {
+    if !record.run.state.is_over() {
+        return true;
+    }
+    if matches!(began(folder, record.run.id()), Ok(Began::At(_))) {
+        return false;
+    }
+    let Some(written) = written else { return !is_newer(folder, record) };
+    let is_known = |time: UnixMicros| time != UnixMicros::default();
+    let (was, is) = (record.run.state, written.state);
+    let began_then = match is_known(written.started_at) {
+        true => written.started_at == record.run.started_at,
+        false => folder.made().is_none_or(|made| made == record.run.started_at),
+    };
+    let ended_then = is.ended().is_none_or(|ended| !is_known(ended) || was.ended() == Some(ended));
+    began_then && ended_then && (!is.is_over() || was.exit() == is.exit())
+}
+
+/// Whether a folder was made after the run of a record had ended.
+fn is_newer(folder: &RunFolder, record: &RunRecord) -> bool {
+    record.run.state.ended().is_some_and(|ended| folder.made().is_some_and(|made| made > ended))
+}
+
+/// Whether a writer that lives has the journal in a folder locked. No writer has what can't be opened.
+pub(crate) fn is_being_written(folder: &RunFolder) -> bool {
+    let journal = ReadFile::open_if_there(&folder.journal()).ok().flatten();
+    journal.is_some_and(|journal| journal.is_locked().unwrap_or(true))
+}
