@@ -102,11 +102,13 @@ fn is_of_plain(folder: &RunFolder, record: &RunRecord, written: Option<JobMetada
     let Some(written) = written else { return !is_newer(folder, record) };
     let is_known = |time: UnixMicros| time != UnixMicros::default();
     let (was, is) = (record.run.state, written.state);
+    let told = is.ended().filter(|&ended| is_known(ended));
+    let ended_then = told.is_none_or(|ended| was.ended() == Some(ended));
     let began_then = match is_known(written.started_at) {
         true => written.started_at == record.run.started_at,
-        false => folder.made().is_none_or(|made| made == record.run.started_at),
+        // A document need not tell that; a copy of a folder is made after its run ended.
+        false => told.is_some() || !is_newer(folder, record),
     };
-    let ended_then = is.ended().is_none_or(|ended| !is_known(ended) || was.ended() == Some(ended));
     began_then && ended_then && (!is.is_over() || was.exit() == is.exit())
 }
 
