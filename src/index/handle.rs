@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard};
 
 use redb::{Database, ReadTransaction, ReadableDatabase, WriteTransaction};
@@ -13,7 +12,7 @@ use crate::index::database::{
     Guarded, create_complete, file_at, open_existing, quarantine, tombstones_of, write,
 };
 use crate::index::failure::{Ailment, Failure, caught};
-use crate::layout::StoreLock;
+use crate::layout::{Home, StoreLock};
 
 /// Up to so many bytes an index is compacted when it is closed, which takes a few milliseconds then. redb doubles a
 /// young file when it grows: half of it may be unused.
@@ -26,10 +25,8 @@ pub(crate) struct Index {
     held: RwLock<Held>,
     /// What the last failure says of the database.
     ailment: Mutex<Option<Ailment>>,
-    /// Which folder it is in.
-    home: Option<(u64, u64)>,
-    /// Whether that was away when it was last looked for.
-    away: AtomicBool,
+    /// The log folder that it is in.
+    home: Home,
 }
 
 #[derive(Debug)]
@@ -76,8 +73,8 @@ impl Index {
 
     pub(super) fn of(path: PathBuf, database: Guarded, lock: Option<StoreLock>) -> Self {
         let held = Held { file: file_at(&path), database: Some(database), lock, closed: false };
-        let (home, away) = (path.parent().and_then(file_at), AtomicBool::new(false));
-        Self { path, home, away, held: RwLock::new(held), ailment: Mutex::new(None) }
+        let home = Home::of(path.parent().unwrap_or(&path));
+        Self { path, home, held: RwLock::new(held), ailment: Mutex::new(None) }
     }
 
     /// Closes the database cleanly; a small one gives back what it does not use. Every later call says that the index
@@ -206,20 +203,10 @@ impl Index {
         mended
     }
 
-    /// Whether the log folder is not where it was opened: another is there, or none. Then nothing at its path says
-    /// anything of its runs.
+    /// Whether the log folder, or the folder of runs in it, is not where it was opened: another is there, or none. Then
+    /// nothing at its path says anything of its runs.
     pub(crate) fn is_away(&self) -> bool {
-        let path = self.path.parent().unwrap_or(&self.path);
-        let is_away = file_at(path) != self.home;
-        if is_away != self.away.swap(is_away, Ordering::AcqRel) {
-            match is_away {
-                true => {
-                    tracing::warn!(path = %path.display(), "the log folder was moved or removed; its runs wait until it is back");
-                }
-                false => tracing::info!(path = %path.display(), "the log folder is back"),
-            }
-        }
-        is_away
+        self.home.away().is_some()
     }
 
     /// The same as an error.
@@ -228,10 +215,7 @@ impl Index {
     ///
     /// [`LogError::Index`] if it is away.
     pub(crate) fn check_home(&self) -> Result<(), LogError> {
-        match self.is_away() {
-            true => Err(self.error("the log folder was moved or removed; it has to come back".to_owned())),
-            false => Ok(()),
-        }
+        self.home.away().map_or(Ok(()), |why| Err(self.error(why)))
     }
 
     fn is_another_file(&self) -> Option<Ailment> {

@@ -1,6 +1,7 @@
 //! Where everything is on disk. No file but those here knows a file's name.
 
 mod disk;
+mod home;
 mod run_folder;
 
 use std::fs;
@@ -17,6 +18,7 @@ use crate::run::JobRunId;
 use run_folder::blocks_of;
 
 pub(crate) use disk::{Disk, StoreLock, allocate, chooses_blocks_late, open_regular, punch_hole};
+pub(crate) use home::Home;
 #[cfg(feature = "compression")]
 pub(crate) use run_folder::being_compressed;
 pub(crate) use run_folder::{Removal, RunFolder, compressed, metadata_of};
