@@ -87,7 +87,7 @@
 //! (`store/file/adopt.rs`), which reads the new records of the journal through the same `Progress` and
 //! `Checkpointer`, and publishes as the writer does. While a run goes on, its writer holds a lock on the journal.
 //! If that is gone and there is no end, `ForeignRun::recover` takes the journal over, notes what lies in the logs
-//! behind the last mark, and ends the run as lost.
+//! behind the last mark, and tells the readers that the run is lost; `ForeignRun::complete_end` then waits for the disk.
 //!
 //! # A browser reconnects
 //!

@@ -21,7 +21,7 @@ pub(crate) use disk::{Disk, StoreLock, allocate, chooses_blocks_late, open_regul
 pub(crate) use home::Home;
 #[cfg(feature = "compression")]
 pub(crate) use run_folder::being_compressed;
-pub(crate) use run_folder::{Removal, RunFolder, compressed, metadata_of};
+pub(crate) use run_folder::{Removal, RunFolder, compressed, is_absent, metadata_of};
 
 const JOB_RUNS: &str = "job_runs";
 const TRASH: &str = "trash";

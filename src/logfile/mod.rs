@@ -27,7 +27,7 @@ use rustix::fs::{FlockOperation, OFlags, flock, fstatvfs};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::error::LogError;
-use crate::layout::{Disk, allocate, chooses_blocks_late, compressed, open_regular, punch_hole};
+use crate::layout::{Disk, allocate, chooses_blocks_late, compressed, is_absent, open_regular, punch_hole};
 use seekable::Seekable;
 
 #[cfg(feature = "compression")]
@@ -256,11 +256,19 @@ impl Source {
     }
 }
 
-/// The length in bytes of the text of a file, whether it is compressed or not; 0 if there is none or it can't be read.
-pub(crate) fn length(path: &Path) -> u64 {
+/// The length in bytes of the text of a file, whether it is compressed or not; 0 if there is none, or if it is
+/// compressed and can't be read.
+///
+/// # Errors
+///
+/// What the system said when it could not tell.
+pub(crate) fn length(path: &Path) -> Result<u64, LogError> {
     match std::fs::metadata(path) {
-        Ok(file) => file.len(),
-        Err(_) => ReadFile::open_when_there(path).and_then(|file| file.len()).unwrap_or(0),
+        Ok(file) => Ok(file.len()),
+        Err(error) if is_absent(&error) => {
+            Ok(ReadFile::open_when_there(path).and_then(|file| file.len()).unwrap_or(0))
+        }
+        Err(error) => Err(LogError::io("looking at", path)(error)),
     }
 }
 

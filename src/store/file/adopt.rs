@@ -8,7 +8,7 @@ use crate::index::RunNumber;
 use crate::index::progress::{Progress, Resume};
 use crate::layout::Layout;
 use crate::line::{Stream, UnixMicros};
-use crate::logfile::{AppendFile, Fetched, Io, ReadFile, length};
+use crate::logfile::{AppendFile, Fetched, Io, ReadFile};
 use crate::meter::Appends;
 use crate::run::{JobMetadata, JobRunId, RunState};
 use crate::store::file::FileStoreOptions;
@@ -28,6 +28,10 @@ pub(crate) struct ForeignRun {
     tracker: Mutex<Tracker>,
     /// Whether its journal is a copy of the one that a writer made, as far as can be told.
     copied: AtomicBool,
+    /// The run of a dead writer, from when its readers know that it is over until the disk does.
+    ending: Mutex<Option<OwnRun>>,
+    /// Whether there is such a one.
+    is_ending: AtomicBool,
     appends: Appends,
 }
 
@@ -44,7 +48,7 @@ impl ForeignRun {
         resume: Option<Resume>,
     ) -> Result<Self, LogError> {
         let folder = layout.run(id);
-        if !folder.is_there() {
+        if !folder.is_there()? {
             return Err(LogError::NotFound { id: id.clone() });
         }
         let (tracker, mut run, gaps) = Tracker::open(&folder, id, resume)?;
@@ -61,10 +65,16 @@ impl ForeignRun {
             run: Arc::new(run),
             tracker: Mutex::new(tracker),
             copied: AtomicBool::new(copied),
+            ending: Mutex::new(None),
+            is_ending: AtomicBool::new(false),
             appends: Appends::new(),
         };
         foreign.catch_up()?;
         Ok(foreign)
+    }
+
+    fn ending(&self) -> MutexGuard<'_, Option<OwnRun>> {
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tracker(&self) -> MutexGuard<'_, Tracker> {
@@ -78,8 +88,8 @@ impl ForeignRun {
             return Ok(true);
         }
         // Looked at before the journal: of every hole before these bytes, the journal tells by then.
-        let lengths = copied::lengths(&self.run.folder);
-        if lengths == [0, 0] && !self.run.folder.is_there() {
+        let lengths = copied::lengths(&self.run.folder)?;
+        if lengths == [0, 0] && !self.run.folder.is_there()? {
             // The journal is open and can still be read, but what it tells of is away.
             return Ok(false);
         }
@@ -88,7 +98,8 @@ impl ForeignRun {
         let mut news = News { indexed, copied, ..News::default() };
         let run = self.run.state().run.clone();
         tracker.catch_up(&self.run.folder, &run, &mut news)?;
-        self.publish(&tracker, lengths, news);
+        let now = copied::lengths(&self.run.folder).unwrap_or(lengths);
+        self.publish(&tracker, [lengths, now], news);
         Ok(self.run.is_over())
     }
 
@@ -98,10 +109,11 @@ impl ForeignRun {
         now.count_since(before, &self.appends);
     }
 
-    fn publish(&self, tracker: &Tracker, lengths: [u64; 2], news: News) {
+    /// Tells the readers; `lengths` are those of the logs before and after the journal was looked at.
+    fn publish(&self, tracker: &Tracker, lengths: [[u64; 2]; 2], news: News) {
         let visible = Stream::BOTH.map(|stream| {
-            let (before, marked) = (lengths[stream.index()], tracker.progress.of(stream).bytes);
-            let now = length(&self.run.folder.log(stream));
+            let [before, now] = lengths.map(|lengths| lengths[stream.index()]);
+            let marked = tracker.progress.of(stream).bytes;
             // Of holes in what came since, the journal tells as far as its marks go.
             if now < before { now } else { before.max(marked.min(now)) }
         });
@@ -229,8 +241,9 @@ impl ForeignRun {
         Ok(self.written_end()?.is_some())
     }
 
-    /// Ends a run whose writer is gone: what it left in the logs is noted in the journal, then that it is lost.
-    /// Gives false if somebody else has the run after all.
+    /// Ends a run whose writer is gone for its readers: what it left in the logs is noted in the journal, and they are
+    /// told that it is lost. [`complete_end`](Self::complete_end) writes the end. Gives false if somebody else has the
+    /// run after all.
     pub(crate) fn recover(&self, options: &FileStoreOptions) -> Result<bool, LogError> {
         let mut journal = AppendFile::open(self.run.folder.journal())?;
         if !journal.try_lock()? {
@@ -259,8 +272,9 @@ impl ForeignRun {
         if lost.iter().any(Option::is_some) {
             end.note = Some("the machine stopped before all output was on its disk".to_owned());
         }
-        own.finish(end)?;
-        self.run.folder.remove_unfinished_metadata();
+        own.end_for_readers(end)?;
+        self.is_ending.store(true, Ordering::Release);
+        *self.ending() = Some(own);
         Ok(true)
     }
 
@@ -311,20 +325,30 @@ impl ForeignRun {
         Ok(lost)
     }
 
-    /// Whether the run's journal has ended but nothing was said of it in `metadata.json` yet.
-    pub(crate) fn lacks_metadata(&self) -> bool {
+    /// Whether the run is over, but not all of its end is written yet.
+    pub(crate) fn lacks_end(&self) -> bool {
         // A folder without a journal is by another tool.
-        self.run.is_over() && !self.run.folder.metadata().exists() && self.run.folder.has_journal()
+        self.is_ending.load(Ordering::Acquire)
+            || self.run.is_over() && !self.run.folder.metadata().exists() && self.run.folder.has_journal()
     }
 
-    /// Writes the `metadata.json` that a writer did not get to after it ended its journal.
-    pub(crate) fn complete_metadata(&self, options: &FileStoreOptions) -> Result<(), LogError> {
-        if !self.lacks_metadata() || self.is_being_copied() {
+    /// Writes what is missing of the run's end: all of it if it was lost, or the `metadata.json` that a writer did not
+    /// get to after it ended its journal. What the disk refuses is tried again by calling again.
+    pub(crate) fn complete_end(&self, options: &FileStoreOptions) -> Result<(), LogError> {
+        let mut ending = self.ending();
+        if let Some(own) = &*ending {
+            own.write_end()?;
+            self.run.folder.remove_unfinished_metadata();
+            *ending = None;
+            self.is_ending.store(false, Ordering::Release);
+            return Ok(());
+        }
+        if !self.lacks_end() || self.is_being_copied() {
             return Ok(());
         }
         // Whoever has the lock is the one to write it.
         let journal = ReadFile::open_when_there(&self.run.folder.journal())?;
-        if journal.try_lock_alone()? && self.lacks_metadata() {
+        if journal.try_lock_alone()? && self.lacks_end() {
             self.run.folder.write_metadata(&self.run.metadata(), options.durability.syncs_ends())?;
             self.run.folder.remove_unfinished_metadata();
             self.run.state().waiting.dirty = true;

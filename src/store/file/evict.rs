@@ -211,6 +211,7 @@ impl Shared {
             if self.is_closed() {
                 return Err(LogError::Closed);
             }
+            self.check_home()?;
             left.at_most = (order.at_most - report.evicted.len()).min(BATCH);
             let (planned, more) = self.planned(index, turn, left, report.bytes_after)?;
             report.more = more;
@@ -315,7 +316,10 @@ impl Shared {
         dry_run: bool,
     ) -> Option<&'static str> {
         let folder = self.layout.run(id);
-        if folder.is_there() {
+        let Ok(is_there) = folder.is_there() else {
+            return Some("the disk does not tell whether its folder is there");
+        };
+        if is_there {
             if !folder.is_pinned() {
                 return None;
             }
@@ -323,6 +327,9 @@ impl Shared {
                 self.tell_of_pin(index, id, number, true);
             }
             return Some("it is pinned");
+        }
+        if self.check_home().is_err() {
+            return Some("the log folder was moved or removed");
         }
         if !dry_run {
             // There is nothing that could be removed, and what is not there takes up nothing.

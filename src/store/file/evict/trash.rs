@@ -88,7 +88,7 @@ pub(crate) fn outstanding(
 ) -> Result<Option<Evicted>, LogError> {
     let (number, run) = match index.find(&trashed.id)? {
         // It may be another run, begun since.
-        Some(Known::Run(..)) if layout.run(&trashed.id).is_there() => return Ok(None),
+        Some(Known::Run(..)) if layout.run(&trashed.id).is_there()? => return Ok(None),
         Some(Known::Run(number, record)) => (Some(number), Some(record.run)),
         Some(Known::Evicted(stone)) if stone.evicted_at >= trashed.at => return Ok(None),
         Some(Known::Evicted(_)) | None => (None, trashed.folder.read_metadata().ok().flatten()),

@@ -38,11 +38,11 @@ impl Shared {
                 Err(error) => tracing::warn!(%error, run = %id, "looking for the run without the index"),
             }
         }
-        if !self.discovery.is_done() && self.layout.run(id).is_there() {
+        if !self.discovery.is_done() && self.layout.run(id).is_there()? {
             // Runs are numbered in the order of their age by whoever goes through the folders: a run that is over
             // does not get its number out of turn because somebody asks for it.
             let foreign = ForeignRun::open(&self.layout, id, None, None)?;
-            if foreign.run.is_over() && !foreign.lacks_metadata() {
+            if foreign.run.is_over() && !foreign.lacks_end() {
                 return Ok(foreign.run);
             }
         }
@@ -96,7 +96,8 @@ impl Shared {
                     if appeared.changed().await.is_err() {
                         return stream::iter([Err(LogError::Closed)]).boxed();
                     }
-                    if shared.is_closed() || shared.layout.run(&id).is_there() {
+                    // If that can't be told, whoever opens it says so.
+                    if shared.is_closed() || shared.layout.run(&id).is_there().unwrap_or(true) {
                         break;
                     }
                 }
