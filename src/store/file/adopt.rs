@@ -73,6 +73,13 @@ impl ForeignRun {
         Ok(foreign)
     }
 
+    /// Begins the run's journal anew if a power cut took the beginning; gives whether it did. The run is to be opened again
+    /// then.
+    pub(crate) fn begin_journal_anew(&self) -> Result<bool, LogError> {
+        let has_file = !self.tracker().has_journal() && self.run.folder.journal().exists();
+        Ok(has_file && power::begin_journal_anew(&self.run.folder, &self.run.id)?)
+    }
+
     fn ending(&self) -> MutexGuard<'_, Option<OwnRun>> {
         self.ending.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,24 +1,30 @@
 //! What a power cut left of a run: its files can be shorter than they were, and where they are not, blocks that never
 //! got to the disk are zeros.
 
-use std::fs;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use memchr::memchr;
 
 use crate::error::LogError;
 use crate::index::progress::{Cuts, Progress, StreamProgress};
-use crate::journal::{Arrival, Record, What};
+use crate::journal::{Arrival, JournalWriter, Record, What};
 use crate::layout::RunFolder;
 use crate::line::Stream;
-use crate::logfile::{Fetched, Io, ReadFile, count_lines, whole_lines};
+use crate::logfile::{AppendFile, Fetched, Io, ReadFile, count_lines, whole_lines};
+use crate::run::JobRunId;
 use crate::store::file::marks::{Entry, JournalReader};
+use crate::store::file::tracker::{last_touched, plain_metadata};
 
 /// How much of the end of a log is compared with its marks. Large logs are written to the disk while they grow,
 /// every 32 MiB, so what was lost lies within this.
 const CHECKED_BYTES: u64 = 256 * 1024 * 1024;
 /// How much of a log is read at once.
 const READ_BYTES: usize = 256 * 1024;
+/// The least that a disk writes at once; what a file system writes at once is a multiple of it.
+const SECTOR: u64 = 512;
+/// So much of a journal is looked at for its first record.
+const BEGINNING: usize = 64 * 1024;
 
 /// What is sound of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,12 +56,10 @@ pub(super) fn check(
     cuts: &Cuts,
 ) -> Result<Option<Sound>, LogError> {
     let path = folder.log(stream);
-    let (Some(mut log), Some(journal)) =
-        (ReadFile::open_if_there(&path)?, ReadFile::open_if_there(&folder.journal())?)
-    else {
-        return Ok(None);
-    };
-    let length = fs::metadata(&path).map_err(LogError::io("looking at", &path))?.len();
+    let Some(journal) = ReadFile::open_if_there(&folder.journal())? else { return Ok(None) };
+    // A log that is not there is as one without a byte.
+    let mut log = ReadFile::open_when_there(&path)?;
+    let length = log.len()?;
     let marked = *progress.of(stream);
     let from = marked.bytes.saturating_sub(CHECKED_BYTES);
     let is_given_up =
@@ -146,19 +150,60 @@ fn check_tail(log: &mut ReadFile, marked: StreamProgress, length: u64) -> Result
         }));
     }
     let mut sound = Sound { bytes: marked.line_start, lines, unmarked: 0, lost_before: (0, 0) };
-    let (mut offset, mut zeros) = (marked.line_start, 0);
-    while let Fetched::Bytes(bytes) = log.read(offset, READ_BYTES, Io::MayBlock)?
+    let (mut offset, mut is_damage) = (marked.line_start, false);
+    // A sector that was never written is zeros to its end, whatever stands behind it.
+    while !is_damage
+        && let length = (offset / SECTOR + 1) * SECTOR - offset
+        && let Fetched::Bytes(bytes) = log.read(offset, length as usize, Io::MayBlock)?
         && !bytes.is_empty()
     {
         let text = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
-        zeros = if text == 0 { zeros } else { 0 } + (bytes.len() - text) as u64;
         let whole = whole_lines(&bytes[..text]);
         if whole > 0 {
             sound.bytes = offset + whole as u64;
             sound.lines += count_lines(&bytes[..whole]);
         }
+        is_damage = text < bytes.len();
         offset += bytes.len() as u64;
     }
-    sound.unmarked = offset - sound.bytes.max(marked.bytes);
-    Ok((zeros > 0).then_some(sound))
+    sound.unmarked = length.saturating_sub(sound.bytes.max(marked.bytes));
+    Ok(is_damage.then_some(sound))
+}
+
+/// Begins the journal of a run anew of which a power cut kept the logs, and not the journal's beginning: what is in them
+/// is told apart from what was lost then, as in any other run that went on. Gives whether that was so.
+pub(super) fn begin_journal_anew(folder: &RunFolder, id: &JobRunId) -> Result<bool, LogError> {
+    let (path, touched) = (folder.journal(), last_touched(folder));
+    if !machine_was_started_since(touched) || !was_never_written(&path)? {
+        return Ok(false);
+    }
+    let run = plain_metadata(folder, id)?;
+    if run.state.is_over() {
+        return Ok(false);
+    }
+    let mut journal = AppendFile::open(path.clone())?;
+    if !journal.try_lock()? {
+        return Ok(false);
+    }
+    tracing::error!(run = %id, "the machine stopped before the beginning of a run was on its disk; when it began and what it executes is lost");
+    journal.cut(0)?;
+    let journal = JournalWriter::begin(journal, &run)?;
+    // By the times of its files it is seen what became of the run.
+    journal.handle().set_modified(touched).map_err(LogError::io("setting the time of", path))?;
+    Ok(true)
+}
+
+/// Whether a journal lacks a part of its beginning because that did not get to the disk: it ends there, or a sector of it is
+/// all zeros, as nothing is that is written there.
+fn was_never_written(path: &Path) -> Result<bool, LogError> {
+    let Some(mut journal) = ReadFile::open_if_there(path)?.filter(|journal| !journal.is_compressed()) else {
+        return Ok(false);
+    };
+    let Fetched::Bytes(beginning) = journal.read(0, BEGINNING, Io::MayBlock)? else { return Ok(false) };
+    let is_empty = |sector: &[u8]| sector.iter().all(|&byte| byte == 0);
+    Ok(match JournalReader::new(journal).at(0, Io::MayBlock)? {
+        Entry::Nothing => true,
+        Entry::Damaged => beginning.chunks(SECTOR as usize).any(is_empty),
+        Entry::Record(..) | Entry::WouldBlock => false,
+    })
 }

@@ -40,3 +40,23 @@ fn a_run_that_is_still_in_the_memory_of_the_store_goes_the_next_time() {
     shared.runs().by_id.remove(&id);
     assert_eq!(evict().evicted.iter().map(|run| &run.id).collect::<Vec<_>>(), [&id]);
 }
+
+#[test]
+fn a_run_that_went_with_the_whole_log_folder_is_not_forgotten() {
+    let home = tempfile::tempdir().unwrap();
+    let [logs, away] = ["logs", "away"].map(|name| home.path().join(name));
+    let store = FileLogStore::open(&logs, FileStoreOptions::default()).unwrap();
+    let id: JobRunId = "x".parse().unwrap();
+    let end = RunEnd::now(Outcome::Exited(Exit::Code(0)));
+    store.start(RunSpec::new(id.clone())).unwrap().finish(end).unwrap();
+    let shared = &store.shared;
+    let index = shared.index_to_evict().unwrap();
+    commit_all(shared, index);
+    fs::rename(&logs, &away).unwrap();
+    assert!(shared.hindrance(index, &id, 1, false).unwrap().contains("the log folder"));
+    assert!(shared.runs().forgotten.is_empty());
+    fs::rename(&away, &logs).unwrap();
+    fs::remove_dir_all(shared.layout.run(&id).path()).unwrap();
+    assert!(shared.hindrance(index, &id, 1, false).unwrap().contains("its folder"));
+    assert_eq!(shared.runs().forgotten, [1]);
+}

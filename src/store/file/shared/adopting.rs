@@ -40,7 +40,11 @@ impl Shared {
         let number = number.filter(|number| !self.runs().forgotten.contains(number));
         let resume = number.and_then(|number| self.resume(number));
         let number = number.or_else(|| self.next_number());
-        let foreign = Arc::new(ForeignRun::open(&self.layout, id, number, resume)?);
+        let mut foreign = ForeignRun::open(&self.layout, id, number, resume)?;
+        if self.index.is_some() && foreign.begin_journal_anew()? {
+            foreign = ForeignRun::open(&self.layout, id, number, None)?;
+        }
+        let foreign = Arc::new(foreign);
         if let Err(error) = self.end_if_gone(&foreign) {
             tracing::warn!(%error, run = %id, "whether its writer lives is asked again in a moment");
         }

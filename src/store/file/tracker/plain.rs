@@ -60,7 +60,7 @@ fn journal_is_abandoned(folder: &RunFolder) -> Result<bool, LogError> {
 }
 
 /// What is known of a run whose folder has no journal.
-pub(super) fn plain_metadata(folder: &RunFolder, id: &JobRunId) -> Result<JobMetadata, LogError> {
+pub(crate) fn plain_metadata(folder: &RunFolder, id: &JobRunId) -> Result<JobMetadata, LogError> {
     let started = created(folder)?;
     match folder.read_metadata() {
         Ok(Some(run)) if run.id() == id => return Ok(with_times(run, folder, started)),
