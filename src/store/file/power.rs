@@ -1,6 +1,7 @@
 //! What a power cut left of a run: its files can be shorter than they were, and where they are not, blocks that never
 //! got to the disk are zeros.
 
+use std::iter;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -23,6 +24,8 @@ const CHECKED_BYTES: u64 = 256 * 1024 * 1024;
 const READ_BYTES: usize = 256 * 1024;
 /// The least that a disk writes at once; what a file system writes at once is a multiple of it.
 const SECTOR: u64 = 512;
+/// Zeros of a part of a sector that can be what a line of a job ends or begins with.
+const LEAST_HOLE: usize = 8;
 /// So much of a journal is looked at for its first record.
 const BEGINNING: usize = 64 * 1024;
 
@@ -107,7 +110,7 @@ fn check_mark(
         return Ok(None);
     }
     let begin = Sound { bytes: before.line_start, lines: before.lines, unmarked: 0, lost_before: (0, 0) };
-    let (mut sound, mut found, mut zeros) = (begin, 0, false);
+    let (mut sound, mut found, mut zeros, mut hole) = (begin, 0, false, false);
     let mut offset = before.line_start;
     while offset < after.line_start {
         let wanted = usize::try_from(after.line_start - offset).unwrap_or(READ_BYTES).min(READ_BYTES);
@@ -125,15 +128,33 @@ fn check_mark(
                 sound.lines += count_lines(&text[..whole]);
             }
         }
+        // Within a long line, no end of a line tells of a sector that is missing.
+        hole |= zeros && sectors(&bytes, offset).any(is_hole);
         found += count_lines(&bytes);
         offset += bytes.len() as u64;
     }
-    if offset == after.line_start && found == arrival.lines {
+    if offset == after.line_start && found == arrival.lines && !hole {
         return Ok(None);
     }
     // Bytes that are other ones than those that were written are not known from power cuts; nothing of them is kept.
     let is_explained = zeros || offset < after.line_start;
     Ok(Some(if is_explained { sound } else { begin }))
+}
+
+/// The parts of what was read at a place that are in one sector each.
+fn sectors(bytes: &[u8], offset: u64) -> impl Iterator<Item = &[u8]> {
+    let first = bytes.len().min((SECTOR - offset % SECTOR) as usize);
+    let (first, rest) = bytes.split_at(first);
+    iter::once(first).chain(rest.chunks(SECTOR as usize))
+}
+
+/// Whether a part of a sector is nothing but zeros; some that a job wrote by itself are no sign of anything.
+fn is_hole(part: &[u8]) -> bool {
+    part.len() >= LEAST_HOLE && is_zeros(part)
+}
+
+fn is_zeros(part: &[u8]) -> bool {
+    part.iter().all(|&byte| byte == 0)
 }
 
 /// Looks at what stands behind the last line that the marks tell of.
@@ -200,10 +221,9 @@ fn was_never_written(path: &Path) -> Result<bool, LogError> {
         return Ok(false);
     };
     let Fetched::Bytes(beginning) = journal.read(0, BEGINNING, Io::MayBlock)? else { return Ok(false) };
-    let is_empty = |sector: &[u8]| sector.iter().all(|&byte| byte == 0);
     Ok(match JournalReader::new(journal).at(0, Io::MayBlock)? {
         Entry::Nothing => true,
-        Entry::Damaged => beginning.chunks(SECTOR as usize).any(is_empty),
+        Entry::Damaged => beginning.chunks(SECTOR as usize).any(is_zeros),
         Entry::Record(..) | Entry::WouldBlock => false,
     })
 }
