@@ -34,7 +34,7 @@
 //! | `index/` | Where is line N, which runs are there? `schema` the tables, `codec` the bytes of a record, `progress` which places are kept, `checkpoints` their rows, `retention` which runs are oldest and what all take up, `committer` the thread that writes, `handle` the open index, `database` its file, `failure` what can go wrong with it, `building` a new index beside the old one. |
 //! | `retention.rs` | Which runs are to be evicted, and why? The policy, and the plan from rows alone. |
 //! | `journal.rs` | What happened to a run, and when? The records and their bytes. |
-//! | `logfile/`, `layout/` | How is a file appended to and read, plain or compressed (`seekable` reads, `compress` makes, `frames` has the bytes); what are the files called? |
+//! | `logfile/`, `layout/` | How is a file appended to and read, plain or compressed (`seekable` reads, `compress` makes, `frames` has the bytes); what are the files called, and is the folder still where it was (`home`)? |
 //! | `error.rs`, `run/`, `line.rs` | The words that everything speaks. |
 //! | `meter.rs` | What is counted? The names of all metrics. |
 //!
@@ -46,7 +46,7 @@
 //! run that is too large, which `writer/cap.rs` decides, or that somebody made shorter, which `writer/shortened.rs` sees.
 //! `commit` brings what waits to the index, and `list` lists. What a run is by its folder alone is found out by `tracker`,
 //! and `derive` makes rows of it: for `reconcile`, which brings the index and the folders together while a store is open,
-//! and offline for `rebuild` and `check` (`check_run` finds, `repair` mends). `power` knows what a power cut leaves,
+//! and offline for `rebuild` and `check` (`check_run` finds, `repair` mends). `power` knows what a power cut leaves, and mends it,
 //! `durability` when files are synced, `space` how much of the disk is left free. `evict` removes runs step by step, and `evictor` is the thread that sees when it is time; `compressor` is the thread
 //! that compresses runs some time after their end, and `compress` puts the files in their place. `handle` says who
 //! keeps a store open, and how its threads get at it.

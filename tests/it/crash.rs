@@ -410,8 +410,8 @@ fn told_as_lost_after() -> Duration {
 #[test]
 fn a_run_whose_writer_is_killed_is_told_as_lost_within_two_seconds() {
     // A machine that is busy with other things may need another try.
-    let tries: Vec<_> = std::iter::repeat_with(told_as_lost_after).take(3).collect();
-    assert!(tries.iter().any(|after| *after < Duration::from_secs(2)), "{tries:?}");
+    let mut tries = (0..3).map(|_| told_as_lost_after()).inspect(|after| eprintln!("after {after:?}"));
+    assert!(tries.any(|after| after < Duration::from_secs(2)), "each time it took longer");
 }
 
 /// Many writers that die at once on a slow disk: nobody who follows waits for the syncs of the others.

@@ -279,8 +279,8 @@ impl ForeignRun {
         if lost.iter().any(Option::is_some) {
             end.note = Some("the machine stopped before all output was on its disk".to_owned());
         }
-        own.end_for_readers(end)?;
         self.is_ending.store(true, Ordering::Release);
+        own.end_for_readers(end)?;
         *self.ending() = Some(own);
         Ok(true)
     }
