@@ -442,7 +442,7 @@ async fn of_many_runs_that_are_lost_at_once_every_follower_hears_before_the_disk
         assert_eq!((followed.lines, followed.end.state), (1, StateKind::Lost));
     }
     let written = ids.iter().filter(|id| run_folder(&databuild, id).join("metadata.json").exists()).count();
-    assert!(written < RUNS, "the last one hears of it before the disk has all ends");
+    assert!(written < RUNS / 2, "the last one hears of it when {written} ends are written");
     for id in &ids {
         assert_eq!(metadata(&run_folder(&databuild, id)).state.kind(), StateKind::Lost, "{id}");
     }

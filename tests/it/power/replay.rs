@@ -37,7 +37,7 @@ fn record(durability: &str) -> (Databuild, Recorded) {
     fs::create_dir(logs.join("job_runs")).unwrap();
     let script = format!(
         "for n in 0 1 2 3 4 5 6 7; do seq -f 'this is line number %g of the job' $((n*{0}+1)) $((n*{0}+{0})); \
-         printf 'a line of some sectors: %01700d\n' $n; echo oops $n >&2; sleep 0.2; done; exit 7",
+         sleep 0.02; printf 'a line of some sectors: %01700d\n' $n; echo oops $n >&2; sleep 0.2; done; exit 7",
         LINES / 8
     );
     let trace = databuild.home.path().join("trace");

@@ -193,11 +193,11 @@ impl Disk {
                 }
             });
         }
-        // Of so many changes, how many are there: now and then none at all, or all everywhere.
-        let all_or_none = random.below(6);
-        let mut kept = |changes: u64| match (all_or_none, random.below(4)) {
-            (0, _) | (2.., 0) => 0,
-            (1, _) | (2.., 1) => changes,
+        // Of so many changes, how many are there: now and then none at all, or all everywhere, or almost all.
+        let how = random.below(7);
+        let mut kept = |changes: u64| match (how, random.below(16)) {
+            (0, _) | (2 | 3, 0) | (4.., 0..4) => 0,
+            (1..=3, _) | (4.., 4..8) => changes,
             _ => random.below(changes + 1),
         };
         disk.gather(0, PathBuf::new(), &mut image, &mut kept, sector);
