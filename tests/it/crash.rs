@@ -426,7 +426,7 @@ async fn of_many_runs_that_are_lost_at_once_every_follower_hears_before_the_disk
     let service = databuild.start_traced(&trace, &slow, &["serve", "--listen", "127.0.0.1:0"]);
     let client = Client::new(&service.address().unwrap(), None).unwrap();
     let ids: Vec<_> = (0..RUNS).map(|n| format!("r{n}")).collect();
-    let script = "echo this is line number 1 of the job; exec sleep 1000";
+    let script = "echo this is line number 1 of the job; exec sleep 60";
     let mut writers: Vec<_> =
         ids.iter().map(|id| databuild.start(&["run", "--id", id, "--", "sh", "-c", script])).collect();
     writers.iter_mut().for_each(|writer| drop(writer.line()));

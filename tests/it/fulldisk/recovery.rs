@@ -27,7 +27,7 @@ const REFUSED: [(&str, &str); 10] = [
 fn killed_writers() -> (Databuild, Vec<String>) {
     let databuild = no_floor();
     let ids: Vec<_> = ["marked", "unmarked", "torn"].map(str::to_owned).into();
-    let script = "printf 'one\ntwo\nhal'; exec sleep 1000";
+    let script = "printf 'one\ntwo\nhal'; exec sleep 60";
     let writers: Vec<_> = ids
         .iter()
         .map(|id| databuild.start(&["run", "--quiet", "--id", id, "--", "sh", "-c", script]))
