@@ -34,7 +34,7 @@
 //! | `index/` | Where is line N, which runs are there? `schema` the tables, `codec` the bytes of a record, `progress` which places are kept, `checkpoints` their rows, `retention` which runs are oldest and what all take up, `committer` the thread that writes, `handle` the open index, `database` its file, `failure` what can go wrong with it, `building` a new index beside the old one, `looking` one that is only looked at. |
 //! | `retention.rs` | Which runs are to be evicted, and why? The policy, and the plan from rows alone. |
 //! | `journal.rs` | What happened to a run, and when? The records and their bytes. |
-//! | `logfile/`, `layout/` | How is a file appended to and read, plain or compressed (`append` writes, `seekable` reads what is compressed, `compress` makes it, `frames` has its bytes); what are the files called? |
+//! | `logfile/`, `layout/` | How is a file appended to and read, plain or compressed (`append` writes, `seekable` reads what is compressed, `compress` makes it, `frames` has its bytes); what are the files called, and is the folder still where it was (`home`)? |
 //! | `error.rs`, `run/`, `line.rs` | The words that everything speaks. |
 //! | `meter.rs` | What is counted? The names of all metrics. |
 //!
@@ -47,7 +47,7 @@
 //! `commit` brings what waits to the index, and `list` lists. What a run is by its folder alone is found out by
 //! `tracker`, and `derive` makes rows of it: for `reconcile`, which brings the index and the folders together while a
 //! store is open, and offline for `rebuild` and `check` (`check_run` finds, `repair` mends). `identity` tells whether
-//! the run in a folder is the one that the index speaks of: ids are used again. `power` knows what a power cut leaves,
+//! the run in a folder is the one that the index speaks of: ids are used again. `power` knows what a power cut leaves, and mends it,
 //! `durability` when files are synced, `space` how much of the disk is left free. `evict` removes runs step by step
 //! (`evict/by_folder` where the disk has no room for an index),
 //! and `evictor` is the thread that sees when it is time; `compressor` is the thread that compresses runs some time
@@ -90,7 +90,7 @@
 //! (`store/file/adopt.rs`), which reads the new records of the journal through the same `Progress` and
 //! `Checkpointer`, and publishes as the writer does. While a run goes on, its writer holds a lock on the journal.
 //! If that is gone and there is no end, `ForeignRun::recover` takes the journal over, notes what lies in the logs
-//! behind the last mark, and ends the run as lost.
+//! behind the last mark, and tells the readers that the run is lost; `ForeignRun::complete_end` then waits for the disk.
 //!
 //! # A browser reconnects
 //!

@@ -10,7 +10,7 @@ use redb::{Database, ReadTransaction, ReadableDatabase, WriteTransaction};
 use crate::error::LogError;
 use crate::index::database::{Guarded, create_complete, open_existing, quarantine, tombstones_of, write};
 use crate::index::failure::{Ailment, Failure, caught};
-use crate::layout::{FileId, StoreLock, file_at};
+use crate::layout::{FileId, Home, StoreLock, file_at};
 use crate::run::{JobRunId, Tombstone};
 
 /// Up to so many bytes an index is compacted when it is closed, which takes a few milliseconds then. redb doubles a
@@ -24,10 +24,8 @@ pub(crate) struct Index {
     held: RwLock<Held>,
     /// What the last failure says of the database.
     ailment: Mutex<Option<Ailment>>,
-    /// Which folder it is in.
-    home: Option<FileId>,
-    /// Whether that was away when it was last looked for.
-    away: AtomicBool,
+    /// The log folder that it is in.
+    home: Home,
     /// Whether the last try to make it anew found no room on the disk.
     no_room: AtomicBool,
 }
@@ -91,9 +89,8 @@ impl Index {
     fn with(path: PathBuf, database: Option<Guarded>, lock: Option<StoreLock>) -> Self {
         let held = Held { file: file_at(&path), database, evicted: Vec::new(), lock, closed: false };
         Self {
-            home: path.parent().and_then(file_at),
+            home: Home::of(path.parent().unwrap_or(&path)),
             path,
-            away: AtomicBool::new(false),
             no_room: AtomicBool::new(false),
             held: RwLock::new(held),
             ailment: Mutex::new(None),
@@ -250,20 +247,10 @@ impl Index {
         mended
     }
 
-    /// Whether the log folder is not where it was opened: another is there, or none. Then nothing at its path says
-    /// anything of its runs.
+    /// Whether the log folder, or the folder of runs in it, is not where it was opened: another is there, or none. Then
+    /// nothing at its path says anything of its runs.
     pub(crate) fn is_away(&self) -> bool {
-        let path = self.path.parent().unwrap_or(&self.path);
-        let is_away = file_at(path) != self.home;
-        if is_away != self.away.swap(is_away, Ordering::AcqRel) {
-            match is_away {
-                true => {
-                    tracing::warn!(path = %path.display(), "the log folder was moved or removed; its runs wait until it is back");
-                }
-                false => tracing::info!(path = %path.display(), "the log folder is back"),
-            }
-        }
-        is_away
+        self.home.away().is_some()
     }
 
     /// The same as an error.
@@ -272,10 +259,7 @@ impl Index {
     ///
     /// [`LogError::Index`] if it is away.
     pub(crate) fn check_home(&self) -> Result<(), LogError> {
-        match self.is_away() {
-            true => Err(self.error("the log folder was moved or removed; it has to come back".to_owned())),
-            false => Ok(()),
-        }
+        self.home.away().map_or(Ok(()), |why| Err(self.error(why)))
     }
 
     fn is_another_file(&self, held: &Held) -> Option<Ailment> {

@@ -1,6 +1,7 @@
 //! Where everything is on disk. No file but those here knows a file's name.
 
 mod disk;
+mod home;
 mod run_folder;
 mod told;
 
@@ -20,9 +21,10 @@ use run_folder::blocks_of;
 pub(crate) use disk::{
     Disk, FileId, StoreLock, allocate, chooses_blocks_late, file_at, open_regular, punch_hole,
 };
+pub(crate) use home::Home;
 #[cfg(feature = "compression")]
 pub(crate) use run_folder::being_compressed;
-pub(crate) use run_folder::{FolderStamp, Removal, RunFolder, aside, compressed, metadata_of};
+pub(crate) use run_folder::{FolderStamp, Removal, RunFolder, aside, compressed, is_absent, metadata_of};
 pub(crate) use told::is_news;
 
 const JOB_RUNS: &str = "job_runs";

@@ -65,10 +65,20 @@ impl RunFolder {
     }
 
     /// What changes when another folder gets this path, or something in it appears, goes or gets another name; `None`
-    /// if it is not there.
-    pub(crate) fn stamp(&self) -> Option<FolderStamp> {
-        let entry = fs::symlink_metadata(&self.path).ok().filter(fs::Metadata::is_dir)?;
-        Some(FolderStamp { place: (entry.dev(), entry.ino()), changed: (entry.ctime(), entry.ctime_nsec()) })
+    /// if it is not there. A link to one is not.
+    ///
+    /// # Errors
+    ///
+    /// What the system said when it could not tell.
+    pub(crate) fn stamp(&self) -> Result<Option<FolderStamp>, LogError> {
+        match fs::symlink_metadata(&self.path) {
+            Ok(entry) => Ok(entry.is_dir().then(|| FolderStamp {
+                place: (entry.dev(), entry.ino()),
+                changed: (entry.ctime(), entry.ctime_nsec()),
+            })),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(LogError::io("looking at", &self.path)(error)),
+        }
     }
 
     /// When the folder was made, or changed last where the file system does not say; `None` if it is gone.
@@ -78,8 +88,25 @@ impl RunFolder {
     }
 
     /// Whether the folder is there. A link to one is not: it could lead out of the log folder.
-    pub(crate) fn is_there(&self) -> bool {
-        fs::symlink_metadata(&self.path).is_ok_and(|entry| entry.is_dir())
+    ///
+    /// # Errors
+    ///
+    /// What the system said when it could not tell.
+    pub(crate) fn is_there(&self) -> Result<bool, LogError> {
+        self.stamp().map(|stamp| stamp.is_some())
+    }
+
+    /// Whether anything at all is at the folder's path.
+    ///
+    /// # Errors
+    ///
+    /// The same.
+    pub(crate) fn is_path_taken(&self) -> Result<bool, LogError> {
+        match fs::metadata(&self.path) {
+            Ok(_) => Ok(true),
+            Err(error) if is_absent(&error) => Ok(false),
+            Err(error) => Err(LogError::io("looking at", &self.path)(error)),
+        }
     }
 
     pub(crate) fn log(&self, stream: Stream) -> PathBuf {
@@ -353,6 +380,11 @@ pub(crate) fn being_compressed(plain: &Path) -> PathBuf {
 
 fn name_of(path: &Path) -> &str {
     path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+}
+
+/// Whether an error says that there is nothing at a path, and not that it can't be told.
+pub(crate) fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// What the system says of a log or journal, compressed or not.

@@ -25,7 +25,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::error::LogError;
-use crate::layout::{compressed, file_at, metadata_of, open_regular};
+use crate::layout::{compressed, file_at, is_absent, metadata_of, open_regular};
 use seekable::Seekable;
 
 pub(crate) use append::{AppendFile, Changed};
@@ -108,11 +108,19 @@ impl Source {
     }
 }
 
-/// The length in bytes of the text of a file, whether it is compressed or not; 0 if there is none or it can't be read.
-pub(crate) fn length(path: &Path) -> u64 {
+/// The length in bytes of the text of a file, whether it is compressed or not; 0 if there is none, or if it is
+/// compressed and can't be read.
+///
+/// # Errors
+///
+/// What the system said when it could not tell.
+pub(crate) fn length(path: &Path) -> Result<u64, LogError> {
     match std::fs::metadata(path) {
-        Ok(file) => file.len(),
-        Err(_) => ReadFile::open_when_there(path).and_then(|file| file.len()).unwrap_or(0),
+        Ok(file) => Ok(file.len()),
+        Err(error) if is_absent(&error) => {
+            Ok(ReadFile::open_when_there(path).and_then(|file| file.len()).unwrap_or(0))
+        }
+        Err(error) => Err(LogError::io("looking at", path)(error)),
     }
 }
 

@@ -31,16 +31,16 @@ fn kills() -> u64 {
 }
 
 /// Numbers that differ from run to run. A test that fails says with which seed.
-struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let seed = RandomState::new().hash_one(0);
         eprintln!("seed {seed}");
         Self(seed)
     }
 
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % limit
     }
@@ -384,8 +384,8 @@ async fn a_writer_killed_at_any_call_leaves_a_beginning_of_what_was_printed() {
     databuild.run(&["index", "check", "--deep"]).code(0);
 }
 
-#[test]
-fn a_run_whose_writer_is_killed_is_told_as_lost_at_once() {
+/// How long after its writer is gone a follower hears that a run is lost.
+fn told_as_lost_after() -> Duration {
     let databuild = databuild();
     let address = HeldAddress::any();
     let service = serve(&databuild, &address);
@@ -394,18 +394,60 @@ fn a_run_whose_writer_is_killed_is_told_as_lost_at_once() {
     let asking = Databuild::asking(format!("http://{address}"));
     let mut follower = asking.start(&["logs", "-f", "--exit-status", "r"]);
     assert_eq!(follower.line(), "on");
-    let killed = Instant::now();
     writer.signal(Signal::KILL);
+    // It waits for the process to be gone, and with it the lock.
     drop(writer);
+    let killed = Instant::now();
     let done = follower.done();
-    // Asked once a second; the rest is for a machine that is busy with other things.
-    assert!(killed.elapsed() < Duration::from_secs(10), "{:?}", killed.elapsed());
+    let after = killed.elapsed();
     assert!(done.stderr.contains("lost"), "{}", done.stderr);
     assert_ne!(done.code, Some(0));
     let found = metadata(&run_folder(&databuild, "r"));
     assert_eq!((found.state.kind(), found.stdout.lines), (StateKind::Lost, 1));
     asking.run(&["runs", "--state", "lost"]).code(0);
     drop(service);
+    after
+}
+
+#[test]
+fn a_run_whose_writer_is_killed_is_told_as_lost_within_two_seconds() {
+    // A machine that is busy with other things may need another try.
+    let mut tries = (0..3).map(|_| told_as_lost_after()).inspect(|after| eprintln!("after {after:?}"));
+    assert!(tries.any(|after| after < Duration::from_secs(2)), "each time it took longer");
+}
+
+/// Many writers that die at once on a slow disk: nobody who follows waits for the syncs of the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_runs_that_are_lost_at_once_every_follower_hears_before_the_disk_is_done() {
+    const RUNS: usize = 40;
+    let databuild = databuild();
+    let trace = databuild.home.path().join("trace");
+    // The syncs of all take four seconds and more.
+    let slow =
+        ["--seccomp-bpf", "-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:delay_exit=20000"];
+    let service = databuild.start_traced(&trace, &slow, &["serve", "--listen", "127.0.0.1:0"]);
+    let client = Client::new(&service.address().unwrap(), None).unwrap();
+    let ids: Vec<_> = (0..RUNS).map(|n| format!("r{n}")).collect();
+    let script = "echo this is line number 1 of the job; exec sleep 60";
+    let mut writers: Vec<_> =
+        ids.iter().map(|id| databuild.start(&["run", "--id", id, "--", "sh", "-c", script])).collect();
+    writers.iter_mut().for_each(|writer| drop(writer.line()));
+    let followers: Vec<_> = ids
+        .iter()
+        .map(|id| tokio::spawn(follow(client.clone(), id.parse().unwrap(), View::STDOUT)))
+        .collect();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    writers.iter().for_each(|writer| writer.signal(Signal::KILL));
+    drop(writers);
+    for follower in followers {
+        let followed = tokio::time::timeout(Duration::from_secs(30), follower).await.unwrap().unwrap();
+        assert_eq!((followed.lines, followed.end.state), (1, StateKind::Lost));
+    }
+    let written = ids.iter().filter(|id| run_folder(&databuild, id).join("metadata.json").exists()).count();
+    assert!(written < RUNS / 2, "the last one hears of it when {written} ends are written");
+    for id in &ids {
+        assert_eq!(metadata(&run_folder(&databuild, id)).state.kind(), StateKind::Lost, "{id}");
+    }
 }
 
 #[test]

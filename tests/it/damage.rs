@@ -3,6 +3,7 @@
 mod changed;
 mod folders;
 mod fuzz;
+mod lost;
 mod reused;
 
 use std::fs;
@@ -146,16 +147,18 @@ async fn a_journal_with_any_bit_flipped_or_cut_anywhere_costs_no_line_and_not_th
     let parent = tempfile::tempdir().unwrap();
     let damaged = parent.path().join("job_runs/x");
     copy_folder(&of_run, &damaged);
-    let flips = (0..journal.len()).map(|at| {
+    let flips = (0..8 * journal.len()).map(|bit| {
         let mut flipped = journal.clone();
-        flipped[at] ^= 1 << (at % 8);
-        (flipped, format!("a bit of byte {at} flipped"))
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        (flipped, format!("bit {} of byte {} flipped", bit % 8, bit / 8))
     });
     let cuts = (0..journal.len()).map(|at| (journal[..at].to_vec(), format!("cut at {at}")));
+    // It keeps nothing of a run that is over.
+    let reader = other_process(parent.path());
     for (number, (bytes, what)) in flips.chain(cuts).enumerate() {
         fs::write(damaged.join("journal"), &bytes).unwrap();
-        lines_are_right(&other_process(parent.path()), &what).await;
-        if number % 50 == 0 {
+        lines_are_right(&reader, &what).await;
+        if number % 200 == 0 {
             let store = service(parent.path());
             lines_are_right(&store, &what).await;
             store.close().unwrap();

@@ -1,5 +1,7 @@
 //! What a power cut may take, and what it may not: its traces are made by hand, in the files that it would leave.
 
+mod replay;
+
 use std::fs;
 use std::path::Path;
 use std::thread;
@@ -12,6 +14,7 @@ use databuild_logs::{
 use futures_util::StreamExt;
 
 use crate::crash::{databuild, metadata};
+use crate::support::cli::Databuild;
 use crate::support::copy_folder;
 
 /// What a power cut makes of the end of a file.

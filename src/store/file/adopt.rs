@@ -8,7 +8,7 @@ use crate::index::RunNumber;
 use crate::index::progress::{Progress, Resume};
 use crate::layout::{FileId, Layout, file_at};
 use crate::line::{Stream, UnixMicros};
-use crate::logfile::{AppendFile, Fetched, Io, ReadFile, length};
+use crate::logfile::{AppendFile, Fetched, Io, ReadFile};
 use crate::meter::Appends;
 use crate::run::{JobMetadata, JobRunId, RunState};
 use crate::store::file::FileStoreOptions;
@@ -30,6 +30,10 @@ pub(crate) struct ForeignRun {
     copied: AtomicBool,
     /// Which files its logs are in, by what its writer says.
     logs: Mutex<[Option<FileId>; 2]>,
+    /// The run of a dead writer, from when its readers know that it is over until the disk does.
+    ending: Mutex<Option<OwnRun>>,
+    /// Whether there is such a one.
+    is_ending: AtomicBool,
     appends: Appends,
 }
 
@@ -46,7 +50,7 @@ impl ForeignRun {
         resume: Option<Resume>,
     ) -> Result<Self, LogError> {
         let folder = layout.run(id);
-        if !folder.is_there() {
+        if !folder.is_there()? {
             return Err(LogError::NotFound { id: id.clone() });
         }
         let (tracker, mut run, gaps) = Tracker::open(&folder, id, resume)?;
@@ -64,10 +68,23 @@ impl ForeignRun {
             tracker: Mutex::new(tracker),
             copied: AtomicBool::new(copied),
             logs: Mutex::default(),
+            ending: Mutex::new(None),
+            is_ending: AtomicBool::new(false),
             appends: Appends::new(),
         };
         foreign.catch_up()?;
         Ok(foreign)
+    }
+
+    /// Begins the run's journal anew if a power cut took the beginning; gives whether it did. The run is to be opened again
+    /// then.
+    pub(crate) fn begin_journal_anew(&self) -> Result<bool, LogError> {
+        let has_file = !self.tracker().has_journal() && self.run.folder.journal().exists();
+        Ok(has_file && power::begin_journal_anew(&self.run.folder, &self.run.id)?)
+    }
+
+    fn ending(&self) -> MutexGuard<'_, Option<OwnRun>> {
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn tracker(&self) -> MutexGuard<'_, Tracker> {
@@ -81,8 +98,8 @@ impl ForeignRun {
             return Ok(true);
         }
         // Looked at before the journal: of every hole before these bytes, the journal tells by then.
-        let lengths = copied::lengths(&self.run.folder);
-        if lengths == [0, 0] && !self.run.folder.is_there() {
+        let lengths = copied::lengths(&self.run.folder)?;
+        if lengths == [0, 0] && !self.run.folder.is_there()? {
             // The journal is open and can still be read, but what it tells of is away.
             return Ok(false);
         }
@@ -91,7 +108,8 @@ impl ForeignRun {
         let mut news = News { indexed, copied, ..News::default() };
         let run = self.run.state().run.clone();
         tracker.catch_up(&self.run.folder, &run, &mut news)?;
-        self.publish(&tracker, lengths, news);
+        let now = copied::lengths(&self.run.folder).unwrap_or(lengths);
+        self.publish(&tracker, [lengths, now], news);
         Ok(self.run.is_over())
     }
 
@@ -101,10 +119,11 @@ impl ForeignRun {
         now.count_since(before, &self.appends);
     }
 
-    fn publish(&self, tracker: &Tracker, lengths: [u64; 2], news: News) {
+    /// Tells the readers; `lengths` are those of the logs before and after the journal was looked at.
+    fn publish(&self, tracker: &Tracker, lengths: [[u64; 2]; 2], news: News) {
         let visible = Stream::BOTH.map(|stream| {
-            let (before, marked) = (lengths[stream.index()], tracker.progress.of(stream).bytes);
-            let now = length(&self.run.folder.log(stream));
+            let [before, now] = lengths.map(|lengths| lengths[stream.index()]);
+            let marked = tracker.progress.of(stream).bytes;
             if self.is_replaced(stream, tracker) {
                 return marked.min(now);
             }
@@ -258,8 +277,9 @@ impl ForeignRun {
         Ok(self.written_end()?.is_some())
     }
 
-    /// Ends a run whose writer is gone: what it left in the logs is noted in the journal, then that it is lost.
-    /// Gives false if somebody else has the run after all.
+    /// Ends a run whose writer is gone for its readers: what it left in the logs is noted in the journal, and they are
+    /// told that it is lost. [`complete_end`](Self::complete_end) writes the end. Gives false if somebody else has the
+    /// run after all.
     pub(crate) fn recover(&self, options: &FileStoreOptions) -> Result<bool, LogError> {
         let mut journal = AppendFile::open(self.run.folder.journal())?;
         if !journal.try_lock()? {
@@ -288,8 +308,9 @@ impl ForeignRun {
         if lost.iter().any(Option::is_some) {
             end.note = Some("the machine stopped before all output was on its disk".to_owned());
         }
-        own.finish(end)?;
-        self.run.folder.remove_unfinished_metadata();
+        self.is_ending.store(true, Ordering::Release);
+        own.end_for_readers(end)?;
+        *self.ending() = Some(own);
         Ok(true)
     }
 
@@ -340,20 +361,30 @@ impl ForeignRun {
         Ok(lost)
     }
 
-    /// Whether the run's journal has ended but nothing was said of it in `metadata.json` yet.
-    pub(crate) fn lacks_metadata(&self) -> bool {
+    /// Whether the run is over, but not all of its end is written yet.
+    pub(crate) fn lacks_end(&self) -> bool {
         // A folder without a journal is by another tool.
-        self.run.is_over() && !self.run.folder.metadata().exists() && self.run.folder.has_journal()
+        self.is_ending.load(Ordering::Acquire)
+            || self.run.is_over() && !self.run.folder.metadata().exists() && self.run.folder.has_journal()
     }
 
-    /// Writes the `metadata.json` that a writer did not get to after it ended its journal.
-    pub(crate) fn complete_metadata(&self, options: &FileStoreOptions) -> Result<(), LogError> {
-        if !self.lacks_metadata() || self.is_being_copied() {
+    /// Writes what is missing of the run's end: all of it if it was lost, or the `metadata.json` that a writer did not
+    /// get to after it ended its journal. What the disk refuses is tried again by calling again.
+    pub(crate) fn complete_end(&self, options: &FileStoreOptions) -> Result<(), LogError> {
+        let mut ending = self.ending();
+        if let Some(own) = &*ending {
+            own.write_end()?;
+            self.run.folder.remove_unfinished_metadata();
+            *ending = None;
+            self.is_ending.store(false, Ordering::Release);
+            return Ok(());
+        }
+        if !self.lacks_end() || self.is_being_copied() {
             return Ok(());
         }
         // Whoever has the lock is the one to write it.
         let journal = ReadFile::open_when_there(&self.run.folder.journal())?;
-        if journal.try_lock_alone()? && self.lacks_metadata() {
+        if journal.try_lock_alone()? && self.lacks_end() {
             self.run.folder.write_metadata(&self.run.metadata(), options.durability.syncs_ends())?;
             self.run.folder.remove_unfinished_metadata();
             self.run.state().waiting.dirty = true;

@@ -267,7 +267,7 @@ impl Check {
         let mut wrong = Vec::new();
         index.newest_below(RunNumber::MAX, |number, record| {
             let folder = self.layout.run(record.run.id());
-            if record.run.state.is_over() && folder.is_there() {
+            if record.run.state.is_over() && folder.is_there().unwrap_or(false) {
                 let bytes = folder.disk_bytes();
                 (on_disk, by_index) = (on_disk + bytes, by_index + record.disk_bytes);
                 if bytes != record.disk_bytes {
@@ -326,7 +326,7 @@ impl Check {
                 return Ok(());
             }
             // It may have been removed since it was listed.
-            Err(_) if !self.layout.run(id).path().exists() => return Ok(()),
+            Err(_) if matches!(self.layout.run(id).is_path_taken(), Ok(false)) => return Ok(()),
             Err(error) => {
                 let why = "it can't be read".to_owned();
                 self.found(FindingKind::Unreadable, Some(id), error.to_string(), || {
@@ -355,7 +355,8 @@ impl Check {
             }
             Err(error) => return Err(error),
         };
-        let ghosts = ghosts.into_iter().filter(|(id, _)| !self.layout.run(id).path().exists());
+        let ghosts =
+            ghosts.into_iter().filter(|(id, _)| matches!(self.layout.run(id).is_path_taken(), Ok(false)));
         let mut forgotten = Vec::new();
         for (id, number) in ghosts.collect::<Vec<_>>() {
             forgotten.push(number);

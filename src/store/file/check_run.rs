@@ -10,6 +10,7 @@ use crate::line::Stream;
 use crate::logfile::{Fetched, Io, ReadFile, Sound, count_lines};
 use crate::run::{JobMetadata, JobRunId};
 use crate::store::file::check::{Check, FindingKind, Repair, remove};
+use crate::store::file::copied;
 use crate::store::file::derive::{Derived, Standing, derive};
 use crate::store::file::live::MAX_WAITING;
 use crate::store::file::tracker::SCAN_BYTES;
@@ -67,8 +68,7 @@ fn is_plain_and_as_known(folder: &RunFolder, record: &RunRecord) -> Result<bool,
     if record.has_journal || !record.run.state.is_over() || folder.has_journal() {
         return Ok(false);
     }
-    let as_long =
-        Stream::BOTH.iter().all(|&stream| length(folder, stream) == record.run.totals(stream).bytes);
+    let as_long = Stream::BOTH.map(|stream| record.run.totals(stream).bytes) == copied::lengths(folder)?;
     Ok(as_long && folder.read_metadata().is_ok_and(|found| found.is_none_or(|run| same(&run, &record.run))))
 }
 
@@ -77,7 +77,7 @@ fn same(a: &JobMetadata, b: &JobMetadata) -> bool {
     (&a.spec, a.started_at, a.state, &a.note) == (&b.spec, b.started_at, b.state, &b.note)
 }
 
-fn length(folder: &RunFolder, stream: Stream) -> u64 {
+fn length(folder: &RunFolder, stream: Stream) -> Result<u64, LogError> {
     crate::logfile::length(&folder.log(stream))
 }
 
@@ -147,7 +147,7 @@ fn agrees(written: &JobMetadata, journal: &JobMetadata) -> bool {
 
 fn logs(check: &mut Check, id: &JobRunId, folder: &RunFolder, derived: &Derived) -> Result<(), LogError> {
     for stream in Stream::BOTH {
-        let (is, was) = (length(folder, stream), derived.record.run.totals(stream).bytes);
+        let (is, was) = (length(folder, stream)?, derived.record.run.totals(stream).bytes);
         let detail = format!("{stream}.log has {is} bytes, of which the run wrote {was}");
         if is < was {
             let why = format!("{} bytes are lost", was - is);
@@ -172,7 +172,7 @@ fn count_all(
         let of_stream = lines.iter().filter(|at| at.stream == stream);
         let gaps: Vec<_> = derived.record.gaps.iter().filter(|at| at.gap.stream == stream).collect();
         let totals = derived.record.run.totals(stream);
-        if length(folder, stream) != totals.bytes {
+        if length(folder, stream)? != totals.bytes {
             continue;
         }
         let mut log = Counting::new(folder, stream)?;

@@ -21,6 +21,10 @@ pub(crate) fn commit_waiting(store: &Lent) -> Committed {
 /// Writes what waits to the index, and lets go of runs that are over and written.
 pub(crate) fn commit_all(shared: &Shared, index: &Index) -> Committed {
     let _one_at_a_time = shared.committing.lock().unwrap_or_else(PoisonError::into_inner);
+    let tracked = shared.all_tracked();
+    for own in tracked.iter().filter_map(Tracked::own) {
+        own.try_flush();
+    }
     if shared.check_home().is_err() {
         // Of what waits, much is looked up in its folder first. It is written when that is back.
         return Committed::Done;
@@ -28,10 +32,7 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) -> Committed {
     mend(shared, index);
     let mut changes = Changes::default();
     let mut written = Vec::new();
-    for tracked in shared.all_tracked() {
-        if let Tracked::Own(own) = &tracked {
-            own.try_flush();
-        }
+    for tracked in tracked {
         let run = tracked.run();
         let Some(number) = run.number else { continue };
         let was_over = run.is_over();

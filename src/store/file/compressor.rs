@@ -89,11 +89,13 @@ struct Round {
 impl Round {
     /// Compresses every run that is due.
     fn run(&mut self, store: &Lent, after: Duration) {
+        if !is_home(store) {
+            return;
+        }
         if self.began.is_none_or(|began| began.elapsed() > ANEW) {
             *self = Self { began: Some(Instant::now()), ..Self::default() };
         }
-        let waiting = std::mem::take(&mut self.in_use);
-        for id in waiting {
+        for id in std::mem::take(&mut self.in_use) {
             self.compress(store, id);
         }
         let micros = u64::try_from(after.as_micros()).unwrap_or(u64::MAX);
@@ -113,6 +115,10 @@ impl Round {
             };
             for id in found.runs {
                 self.compress(store, id);
+                if !is_home(store) {
+                    // What was not looked at is looked for again.
+                    return;
+                }
             }
             match found.behind {
                 Some(behind) => self.place = behind,
@@ -121,6 +127,7 @@ impl Round {
         }
     }
 
+    /// Compresses a run if it is due. What is in use, or away with the log folder, waits for the next time.
     fn compress(&mut self, store: &Lent, id: JobRunId) {
         let begun = store.with(|shared| {
             let known = shared.index.as_ref().map(|index| index.find(&id));
@@ -155,7 +162,9 @@ impl Round {
         };
         match done {
             Ok(()) | Err(LogError::Closed | LogError::Evicted(_)) => {}
-            Err(LogError::NotFound { .. } | LogError::InUse { .. }) => {
+            Err(error)
+                if matches!(error, LogError::NotFound { .. } | LogError::InUse { .. }) || !is_home(store) =>
+            {
                 if self.in_use.len() < MOST_IN_USE {
                     self.in_use.push(id);
                 }
@@ -163,6 +172,11 @@ impl Round {
             Err(error) => tracing::warn!(%error, run = %id, "a run is not compressed"),
         }
     }
+}
+
+/// Whether the log folder is where it was opened.
+fn is_home(store: &Lent) -> bool {
+    store.with(|shared| shared.check_home().is_ok()) == Some(true)
 }
 
 fn is_due(record: &RunRecord) -> bool {

@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
+use crate::error::LogError;
 use crate::layout::{RunFolder, metadata_of};
 use crate::line::{Stream, UnixMicros};
 use crate::logfile::length;
@@ -49,6 +50,11 @@ fn is_within(most: Duration, from: UnixMicros, to: UnixMicros) -> Option<bool> {
 }
 
 /// How many bytes of text each log has.
-pub(crate) fn lengths(folder: &RunFolder) -> [u64; 2] {
-    Stream::BOTH.map(|stream| length(&folder.log(stream)))
+///
+/// # Errors
+///
+/// What the system said when it could not tell.
+pub(crate) fn lengths(folder: &RunFolder) -> Result<[u64; 2], LogError> {
+    let [stdout, stderr] = Stream::BOTH.map(|stream| length(&folder.log(stream)));
+    Ok([stdout?, stderr?])
 }

@@ -270,6 +270,7 @@ impl Shared {
             if self.is_closed() {
                 return Err(LogError::Closed);
             }
+            self.check_home()?;
             left.at_most = (order.at_most - report.evicted.len()).min(BATCH);
             let (planned, more) = self.planned(index, turn, left, report.bytes_after)?;
             report.more = more;
@@ -348,7 +349,7 @@ impl Shared {
                 turn.refuse_for_now(row.number);
                 continue;
             }
-            let looked = self.layout.run(&id).stamp();
+            let looked = self.layout.run(&id).stamp().ok().flatten();
             let hindrance = match self.tracked(&id) {
                 Some(tracked) if tracked.run().number == Some(row.number) => {
                     turn.busy.push(row.number);
@@ -386,7 +387,13 @@ impl Shared {
     ) -> Option<&'static str> {
         let id = record.run.id();
         let folder = self.layout.run(id);
-        if !folder.is_there() {
+        let Ok(is_there) = folder.is_there() else {
+            return Some("the disk does not tell whether its folder is there");
+        };
+        if !is_there {
+            if self.check_home().is_err() {
+                return Some("the log folder was moved or removed");
+            }
             if !dry_run {
                 // There is nothing that could be removed, and what is not there takes up nothing.
                 self.forget_rows(number);
@@ -469,7 +476,7 @@ impl Shared {
     fn move_to_trash(&self, victim: &Victim) -> Result<RunFolder, String> {
         let Victim { record, looked, reason, stone, .. } = victim;
         let there = self.layout.run(&stone.id);
-        if there.stamp() != *looked
+        if there.stamp().ok().flatten() != *looked
             && let Some(why) = not_over(&there, record)
         {
             return Err(why.to_owned());

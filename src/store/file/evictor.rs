@@ -164,7 +164,7 @@ pub(crate) fn audit(shared: &Shared, index: &Index) -> Result<u64, LogError> {
         for (number, mut record) in found.into_iter().filter(|(_, record)| record.run.state.is_over()) {
             let id = record.run.id().clone();
             let folder = shared.layout.run(&id);
-            if shared.tracked(&id).is_some() || !folder.is_there() {
+            if shared.tracked(&id).is_some() || !folder.is_there()? {
                 continue;
             }
             let pinned = folder.is_pinned();

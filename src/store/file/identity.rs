@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use crate::error::LogError;
 use crate::index::RunNumber;
 use crate::index::codec::RunRecord;
 use crate::layout::{FolderStamp, RunFolder};
@@ -50,22 +51,31 @@ impl Looks {
     }
 
     /// What is in the folder that the record under a number leads to.
-    pub(crate) fn holder(&self, folder: &RunFolder, number: RunNumber, record: &RunRecord) -> Holder {
-        let Some(stamp) = folder.stamp() else { return Holder::Nobody };
+    ///
+    /// # Errors
+    ///
+    /// What the system said when it could not tell.
+    pub(crate) fn holder(
+        &self,
+        folder: &RunFolder,
+        number: RunNumber,
+        record: &RunRecord,
+    ) -> Result<Holder, LogError> {
+        let Some(stamp) = folder.stamp()? else { return Ok(Holder::Nobody) };
         let seen = || self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let id = record.run.id();
         if seen().get(id) == Some(&(number, stamp)) {
-            return Holder::ItsRun;
+            return Ok(Holder::ItsRun);
         }
         if !is_of(folder, record) {
-            return Holder::AnotherRun;
+            return Ok(Holder::AnotherRun);
         }
         let mut seen = seen();
         if seen.len() >= MOST_SEEN {
             seen.clear();
         }
         seen.insert(id.clone(), (number, stamp));
-        Holder::ItsRun
+        Ok(Holder::ItsRun)
     }
 }
 

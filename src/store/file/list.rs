@@ -138,8 +138,10 @@ fn page(mut found: Vec<(u64, JobMetadata)>, query: &RunQuery) -> RunPage {
 
 /// The same page with which of its runs are pinned, as their folders say, and without those that are gone or just going.
 pub(crate) fn with_pins(shared: &Shared, mut page: RunPage) -> RunPage {
-    page.runs
-        .retain(|run| shared.evictions.going(run.id()).is_none() && shared.layout.run(run.id()).is_there());
+    page.runs.retain(|run| {
+        shared.evictions.going(run.id()).is_none()
+            && !matches!(shared.layout.run(run.id()).is_there(), Ok(false))
+    });
     let is_pinned = |run: &&JobMetadata| shared.layout.run(run.id()).is_pinned();
     page.pinned = page.runs.iter().filter(is_pinned).map(|run| run.id().clone()).collect();
     page

@@ -190,7 +190,7 @@ impl LiveRun {
     /// Whether another run is in its folder by now.
     pub(crate) fn is_outlived(&self) -> bool {
         let record = self.state().record();
-        self.folder.is_there() && !is_of(&self.folder, &record)
+        matches!(self.folder.is_there(), Ok(true)) && !is_of(&self.folder, &record)
     }
 
     /// What is known of the run at this moment.

@@ -293,7 +293,7 @@ impl LogStore for FileLogStore {
             None => Bytes::new(),
         };
         if bytes.is_empty() && over && length > 0 && offset.0 < end {
-            return Err(cut_short(&run, stream, length_of(&path)));
+            return Err(cut_short(&run, stream, length_of(&path)?));
         }
         Ok(bytes)
     }

@@ -1,24 +1,33 @@
 //! What a power cut left of a run: its files can be shorter than they were, and where they are not, blocks that never
 //! got to the disk are zeros.
 
-use std::fs;
+use std::iter;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use memchr::memchr;
 
 use crate::error::LogError;
 use crate::index::progress::{Cuts, Progress, StreamProgress};
-use crate::journal::{Arrival, Record, What};
+use crate::journal::{Arrival, JournalWriter, Record, What};
 use crate::layout::RunFolder;
 use crate::line::Stream;
-use crate::logfile::{Fetched, Io, ReadFile, count_lines, whole_lines};
+use crate::logfile::{AppendFile, Fetched, Io, ReadFile, count_lines, whole_lines};
+use crate::run::JobRunId;
 use crate::store::file::marks::{Entry, JournalReader};
+use crate::store::file::tracker::{last_touched, plain_metadata};
 
 /// How much of the end of a log is compared with its marks. Large logs are written to the disk while they grow,
 /// every 32 MiB, so what was lost lies within this.
 const CHECKED_BYTES: u64 = 256 * 1024 * 1024;
 /// How much of a log is read at once.
 const READ_BYTES: usize = 256 * 1024;
+/// The least that a disk writes at once; what a file system writes at once is a multiple of it.
+const SECTOR: u64 = 512;
+/// Zeros of a part of a sector that can be what a line of a job ends or begins with.
+const LEAST_HOLE: usize = 8;
+/// So much of a journal is looked at for its first record.
+const BEGINNING: usize = 64 * 1024;
 
 /// What is sound of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,12 +59,10 @@ pub(super) fn check(
     cuts: &Cuts,
 ) -> Result<Option<Sound>, LogError> {
     let path = folder.log(stream);
-    let (Some(mut log), Some(journal)) =
-        (ReadFile::open_if_there(&path)?, ReadFile::open_if_there(&folder.journal())?)
-    else {
-        return Ok(None);
-    };
-    let length = fs::metadata(&path).map_err(LogError::io("looking at", &path))?.len();
+    let Some(journal) = ReadFile::open_if_there(&folder.journal())? else { return Ok(None) };
+    // A log that is not there is as one without a byte.
+    let mut log = ReadFile::open_when_there(&path)?;
+    let length = log.len()?;
     let marked = *progress.of(stream);
     let from = marked.bytes.saturating_sub(CHECKED_BYTES);
     let is_given_up =
@@ -103,7 +110,7 @@ fn check_mark(
         return Ok(None);
     }
     let begin = Sound { bytes: before.line_start, lines: before.lines, unmarked: 0, lost_before: (0, 0) };
-    let (mut sound, mut found, mut zeros) = (begin, 0, false);
+    let (mut sound, mut found, mut zeros, mut hole) = (begin, 0, false, false);
     let mut offset = before.line_start;
     while offset < after.line_start {
         let wanted = usize::try_from(after.line_start - offset).unwrap_or(READ_BYTES).min(READ_BYTES);
@@ -121,15 +128,33 @@ fn check_mark(
                 sound.lines += count_lines(&text[..whole]);
             }
         }
+        // Within a long line, no end of a line tells of a sector that is missing.
+        hole |= zeros && sectors(&bytes, offset).any(is_hole);
         found += count_lines(&bytes);
         offset += bytes.len() as u64;
     }
-    if offset == after.line_start && found == arrival.lines {
+    if offset == after.line_start && found == arrival.lines && !hole {
         return Ok(None);
     }
     // Bytes that are other ones than those that were written are not known from power cuts; nothing of them is kept.
     let is_explained = zeros || offset < after.line_start;
     Ok(Some(if is_explained { sound } else { begin }))
+}
+
+/// The parts of what was read at a place that are in one sector each.
+fn sectors(bytes: &[u8], offset: u64) -> impl Iterator<Item = &[u8]> {
+    let first = bytes.len().min((SECTOR - offset % SECTOR) as usize);
+    let (first, rest) = bytes.split_at(first);
+    iter::once(first).chain(rest.chunks(SECTOR as usize))
+}
+
+/// Whether a part of a sector is nothing but zeros; some that a job wrote by itself are no sign of anything.
+fn is_hole(part: &[u8]) -> bool {
+    part.len() >= LEAST_HOLE && is_zeros(part)
+}
+
+fn is_zeros(part: &[u8]) -> bool {
+    part.iter().all(|&byte| byte == 0)
 }
 
 /// Looks at what stands behind the last line that the marks tell of.
@@ -146,19 +171,59 @@ fn check_tail(log: &mut ReadFile, marked: StreamProgress, length: u64) -> Result
         }));
     }
     let mut sound = Sound { bytes: marked.line_start, lines, unmarked: 0, lost_before: (0, 0) };
-    let (mut offset, mut zeros) = (marked.line_start, 0);
-    while let Fetched::Bytes(bytes) = log.read(offset, READ_BYTES, Io::MayBlock)?
+    let (mut offset, mut is_damage) = (marked.line_start, false);
+    // A sector that was never written is zeros to its end, whatever stands behind it.
+    while !is_damage
+        && let length = (offset / SECTOR + 1) * SECTOR - offset
+        && let Fetched::Bytes(bytes) = log.read(offset, length as usize, Io::MayBlock)?
         && !bytes.is_empty()
     {
         let text = bytes.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
-        zeros = if text == 0 { zeros } else { 0 } + (bytes.len() - text) as u64;
         let whole = whole_lines(&bytes[..text]);
         if whole > 0 {
             sound.bytes = offset + whole as u64;
             sound.lines += count_lines(&bytes[..whole]);
         }
+        is_damage = text < bytes.len();
         offset += bytes.len() as u64;
     }
-    sound.unmarked = offset - sound.bytes.max(marked.bytes);
-    Ok((zeros > 0).then_some(sound))
+    sound.unmarked = length.saturating_sub(sound.bytes.max(marked.bytes));
+    Ok(is_damage.then_some(sound))
+}
+
+/// Begins the journal of a run anew of which a power cut kept the logs, and not the journal's beginning: what is in them
+/// is told apart from what was lost then, as in any other run that went on. Gives whether that was so.
+pub(super) fn begin_journal_anew(folder: &RunFolder, id: &JobRunId) -> Result<bool, LogError> {
+    let (path, touched) = (folder.journal(), last_touched(folder));
+    if !machine_was_started_since(touched) || !was_never_written(&path)? {
+        return Ok(false);
+    }
+    let run = plain_metadata(folder, id)?;
+    if run.state.is_over() {
+        return Ok(false);
+    }
+    let mut journal = AppendFile::open(path.clone())?;
+    if !journal.try_lock()? {
+        return Ok(false);
+    }
+    tracing::error!(run = %id, "the machine stopped before the beginning of a run was on its disk; when it began and what it executes is lost");
+    journal.cut(0)?;
+    let journal = JournalWriter::begin(journal, &run)?;
+    // By the times of its files it is seen what became of the run.
+    journal.handle().set_modified(touched).map_err(LogError::io("setting the time of", path))?;
+    Ok(true)
+}
+
+/// Whether a journal lacks a part of its beginning because that did not get to the disk: it ends there, or a sector of it is
+/// all zeros, as nothing is that is written there.
+fn was_never_written(path: &Path) -> Result<bool, LogError> {
+    let Some(mut journal) = ReadFile::open_if_there(path)?.filter(|journal| !journal.is_compressed()) else {
+        return Ok(false);
+    };
+    let Fetched::Bytes(beginning) = journal.read(0, BEGINNING, Io::MayBlock)? else { return Ok(false) };
+    Ok(match JournalReader::new(journal).at(0, Io::MayBlock)? {
+        Entry::Nothing => true,
+        Entry::Damaged => beginning.chunks(SECTOR as usize).any(is_zeros),
+        Entry::Record(..) | Entry::WouldBlock => false,
+    })
 }

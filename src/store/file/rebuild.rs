@@ -156,7 +156,7 @@ fn add_those_in_trash(layout: &Layout, tombstones: &mut Vec<Tombstone>) -> Resul
     for trashed in layout.list_trash()? {
         let is_known = known.get(&trashed.id).is_some_and(|&evicted_at| evicted_at >= trashed.at);
         // It may be another run, begun since.
-        if is_known || layout.run(&trashed.id).is_there() {
+        if is_known || layout.run(&trashed.id).is_there()? {
             continue;
         }
         if let Ok(Some(run)) = trashed.folder.read_metadata() {

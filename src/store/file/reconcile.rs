@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::LogError;
-use crate::index::{Index, RunNumber, Urgency};
+use crate::index::{Index, Known, RunNumber, Urgency};
 use crate::layout::RunFolder;
 use crate::logfile::ReadFile;
 use crate::run::JobRunId;
@@ -57,10 +57,20 @@ fn reconcile(shared: &Arc<Shared>, index: &Index) -> Result<(), LogError> {
         let number = numbers.as_mut().map(|numbers| numbers.pick(shared, id));
         look(shared, id, number);
     }
+    for (number, record) in index.live_runs()? {
+        // It could not be taken up before.
+        let id = record.run.id();
+        if shared.tracked(id).is_none()
+            && matches!(index.find(id), Ok(Some(Known::Run(_, record))) if !record.run.state.is_over())
+            && matches!(shared.layout.run(id).is_there(), Ok(true))
+        {
+            take_up(shared, id, Some(number));
+        }
+    }
     for (id, number) in ghosts {
         // It may have been made after the listing.
         let is_going = shared.evictions.going(&id).is_some();
-        let is_gone = !shared.layout.run(&id).path().exists();
+        let is_gone = matches!(shared.layout.run(&id).is_path_taken(), Ok(false));
         if !is_going && is_gone && shared.tracked(&id).is_none() && shared.check_home().is_ok() {
             tracing::warn!(run = %id, "the run's folder is gone");
             shared.forget_rows(number);

@@ -69,7 +69,9 @@ fn end_as_lost(layout: &Layout, id: &JobRunId) -> Result<Repair, LogError> {
     if run.is_compressed() {
         return Ok(impossible(COMPRESSED));
     }
-    let ended = run.run.is_over() || (run.writer_is_gone()? && run.recover(&FileStoreOptions::default())?);
+    let options = FileStoreOptions::default();
+    let ended = run.run.is_over() || (run.writer_is_gone()? && run.recover(&options)?);
+    run.complete_end(&options)?;
     Ok(match ended {
         true => done("ended as lost"),
         false if copied::is_changing(&run.run.folder) => impossible(

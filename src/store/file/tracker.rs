@@ -14,9 +14,9 @@ use crate::logfile::{Fetched, Io, ReadFile, count_lines, whole_lines};
 use crate::run::{Gap, JobMetadata, JobRunId, StreamTotals};
 use crate::store::file::copied;
 use crate::store::file::marks::{Entry, JournalReader};
-use plain::{plain_end, plain_metadata};
+use plain::plain_end;
 
-pub(crate) use plain::{last_touched, written_end};
+pub(crate) use plain::{last_touched, plain_metadata, written_end};
 
 /// How much of a log is read at once when its lines have to be counted.
 pub(crate) const SCAN_BYTES: usize = 256 * 1024;

@@ -1,21 +1,26 @@
 //! Seeing what other processes do in the log folder: at once through inotify, and by looking again now and then
 //! in case an event was lost.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 
 use crate::error::LogError;
 use crate::layout::RunFolder;
 use crate::run::JobRunId;
+use crate::store::file::adopt::ForeignRun;
 use crate::store::file::handle::Lent;
 use crate::store::file::reconcile::{look, look_around, look_at_next_rows, take_up};
 use crate::store::file::shared::{Shared, Tracked};
+
+/// So many runs whose readers know that they are lost wait for the disk at a time: each has its files open.
+const MOST_ENDING: usize = 128;
 
 /// Watches a log folder for a store.
 ///
@@ -182,14 +187,7 @@ fn work(store: &Lent, inbox: &mpsc::Receiver<Task>) {
                 carry_out(shared, task);
             }
             if Instant::now() >= next_look {
-                for tracked in shared.all_tracked() {
-                    if let Tracked::Foreign(foreign) = tracked
-                        && shared.catch_up(&foreign)
-                    {
-                        check_writer(shared, &foreign);
-                    }
-                }
-                next_look = Instant::now() + liveness;
+                next_look = look_after_all(shared, liveness);
             }
             if Instant::now() >= next_rescan {
                 look_around(shared);
@@ -228,22 +226,64 @@ fn carry_out(shared: &Arc<Shared>, task: Task) {
     }
 }
 
-fn check_writer(shared: &Arc<Shared>, foreign: &crate::store::file::adopt::ForeignRun) {
+/// Asks of all runs of other processes whether their writers live, and ends those of which they do not. Gives when to
+/// do so again.
+///
+/// Of all that are lost the readers are told before the disk is waited for: many writers can die at once.
+fn look_after_all(shared: &Arc<Shared>, liveness: Duration) -> Instant {
+    let mut ended = VecDeque::new();
+    for tracked in shared.all_tracked() {
+        let Tracked::Foreign(foreign) = tracked else { continue };
+        if !shared.catch_up(&foreign) {
+            continue;
+        }
+        match look_after(shared, &foreign) {
+            Ok(true) if foreign.run.is_over() => ended.push_back(foreign),
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(%error, run = %foreign.run.id, "whether its writer lives can't be told")
+            }
+        }
+        if ended.len() > MOST_ENDING
+            && let Some(first) = ended.pop_front()
+        {
+            complete(shared, &first);
+        }
+    }
+    let next_look = Instant::now() + liveness;
+    for foreign in ended {
+        complete(shared, &foreign);
+        if Instant::now() >= next_look {
+            // The others are not forgotten: they are looked after again.
+            break;
+        }
+    }
+    next_look
+}
+
+/// Gives whether the run's folder is there.
+fn look_after(shared: &Arc<Shared>, foreign: &ForeignRun) -> Result<bool, LogError> {
     if foreign.is_outlived() {
         look(shared, &foreign.run.id, None);
-        return;
+        return Ok(false);
     }
-    let is_gone = || !foreign.run.folder.is_there();
-    if is_gone() {
-        // It may have gone with the whole log folder, or just come back with it.
-        if shared.check_home().is_ok() && is_gone() {
-            shared.forget(&foreign.run);
+    let is_there = || foreign.run.folder.is_there();
+    if is_there()? {
+        return shared.end_if_gone(foreign).map(|()| true);
+    }
+    // It may have gone with the whole log folder, or just come back with it.
+    if shared.check_home().is_ok() && !is_there()? {
+        shared.forget(&foreign.run);
+    }
+    Ok(false)
+}
+
+/// Writes the end of a run that is over, and lets go of it.
+fn complete(shared: &Shared, foreign: &ForeignRun) {
+    match shared.complete_end(foreign) {
+        Ok(()) => shared.retire(foreign),
+        Err(error) => {
+            tracing::warn!(%error, run = %foreign.run.id, "its end can't be written, and is tried again in a moment");
         }
-        return;
-    }
-    match shared.end_if_lost(foreign) {
-        Ok(()) if foreign.run.is_over() => shared.retire(foreign),
-        Ok(()) => {}
-        Err(error) => tracing::warn!(%error, run = %foreign.run.id, "whether its writer lives can't be told"),
     }
 }

@@ -102,3 +102,27 @@ async fn a_store_that_goes_leaves_what_it_was_compressing_as_it_was() {
         assert!(read(&store, "x", ReadOptions::new(View::All)).await == before);
     }
 }
+
+/// What is due while the log folder is away is compressed when it is back, and not an hour later.
+#[test]
+fn a_log_folder_that_was_away_is_compressed_when_it_is_back() {
+    let home = tempfile::tempdir().unwrap();
+    let [logs, away] = ["logs", "away"].map(|name| home.path().join(name));
+    let store = compressing(&logs, Duration::from_millis(1_500));
+    for run in 0..5 {
+        small_run(&store, &format!("old-{run}"));
+    }
+    // They are in the index by then.
+    wait_until("the index knows of them", || {
+        store.runs(&RunQuery::default()).is_ok_and(|page| page.runs.len() == 5)
+    });
+    std::thread::sleep(Duration::from_millis(500));
+    std::fs::rename(&logs, &away).unwrap();
+    std::thread::sleep(Duration::from_millis(4_000));
+    std::fs::rename(&away, &logs).unwrap();
+    wait_until("all of them are compressed", || {
+        (0..5).all(|run| is_compressed(&logs, &format!("old-{run}")))
+    });
+    store.close().unwrap();
+    is_clean(&logs);
+}

@@ -1,6 +1,7 @@
 //! The log folder is moved away under a service: nothing at its path says anything of its runs until it is back.
 
 use super::*;
+use crate::support::disk::SmallDisk;
 
 /// Without a folder that could be read in its place.
 fn asking_only(address: &HeldAddress) -> Databuild {
@@ -86,4 +87,101 @@ fn a_service_whose_folder_was_moved_away_leaves_alone_what_is_at_its_path() {
     for folder in [&logs, &other] {
         databuild.run(&["index", "check", "--deep", "--log-dir", folder.to_str().unwrap()]).code(0);
     }
+}
+
+/// The folder of runs alone, with the log folder where it was.
+#[test]
+fn a_folder_of_runs_that_is_moved_away_or_covered_comes_back_whole() {
+    for is_covered in [false, true] {
+        let databuild = databuild();
+        let address = HeldAddress::any();
+        let service = serve(&databuild, &address);
+        databuild.run(&["run", "--quiet", "--id", "done", "--", "echo", "x"]).code(0);
+        let mut command = databuild.command(&["run", "--quiet", "--id", "r", "--", "cat"]);
+        let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+        let mut input = child.stdin.take().unwrap();
+        let job = Running::new(child);
+        input.write_all(line(1).as_bytes()).unwrap();
+        let asking = asking_only(&address);
+        let mut follower = asking.start(&["logs", "-f", "r"]);
+        assert_eq!(follower.line(), line(1).trim_end());
+        asking.run(&["logs", "done"]).code(0);
+        let job_runs = databuild.home.path().join("logs/job_runs");
+        let aside = databuild.home.path().join("logs/aside");
+        let covering = is_covered.then(|| SmallDisk::at(job_runs.clone(), 1));
+        if !is_covered {
+            fs::rename(&job_runs, &aside).unwrap();
+        }
+        // It asks once a second for each run that goes on.
+        service.wait_for("WARN databuild_logs::layout::home");
+        thread::sleep(Duration::from_millis(1_500));
+        for verb in [&["runs"][..], &["logs", "done"], &["logs", "r"], &["gc"]] {
+            asking.run(verb).code(5).says("the log folder was moved or removed");
+        }
+        input.write_all(line(2).as_bytes()).unwrap();
+        drop(covering);
+        if !is_covered {
+            fs::rename(&aside, &job_runs).unwrap();
+        }
+        service.wait_for("the log folder is back");
+        input.write_all(line(3).as_bytes()).unwrap();
+        drop(input);
+        job.done().code(0);
+        let followed = follower.done().code(0).says("succeeded");
+        assert_eq!(followed.text(), (1..=3).map(line).collect::<String>());
+        assert_eq!(asking.run(&["logs", "done"]).code(0).text(), "x\n");
+        service.signal(Signal::TERM);
+        service.done().code(0);
+        databuild.run(&["index", "check", "--deep"]).code(0);
+    }
+}
+
+/// What the disk can't tell is not taken for an answer.
+#[test]
+fn a_look_at_a_run_that_the_disk_refuses_evicts_nobody() {
+    let databuild = databuild();
+    let mut command = databuild.command(&["run", "--quiet", "--id", "r", "--", "cat"]);
+    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let job = Running::new(child);
+    let folder = run_folder(&databuild, "r");
+    until(|| folder.exists(), || "the run does not begin".to_owned());
+    input.write_all(line(1).as_bytes()).unwrap();
+    let refused = "inject=statx,lstat,newfstatat:error=EIO:when=6..12";
+    let path = folder.to_str().unwrap();
+    let options = ["--seccomp-bpf", "-e", "trace=statx,lstat,newfstatat", "-e", refused, "-P", path];
+    let trace = databuild.home.path().join("trace");
+    let service = databuild.start_traced(&trace, &options, &["serve", "--listen", "127.0.0.1:0"]);
+    let asking = Databuild::asking(service.address().unwrap());
+    let mut follower = asking.start(&["logs", "-f", "r"]);
+    assert_eq!(follower.line(), line(1).trim_end());
+    service.wait_for("whether its writer lives can't be told");
+    until(
+        || fs::read_to_string(&trace).unwrap().matches("(INJECTED)").count() >= 7,
+        || "it is not looked at again".to_owned(),
+    );
+    input.write_all(line(2).as_bytes()).unwrap();
+    drop(input);
+    job.done().code(0);
+    let followed = follower.done().code(0).says("succeeded");
+    assert_eq!(followed.text(), [line(1), line(2)].concat());
+}
+
+/// What a run of the service's own process has said is in its journal within a second or two, wherever that is.
+#[test]
+fn marks_that_wait_are_written_while_the_log_folder_is_away() {
+    let home = tempfile::tempdir().unwrap();
+    let [logs, away] = ["logs", "away"].map(|name| home.path().join(name));
+    let store = FileLogStore::open(&logs, FileStoreOptions::default()).unwrap();
+    let mut writer = store.start(databuild_logs::RunSpec::new("r".parse().unwrap())).unwrap();
+    fs::rename(&logs, &away).unwrap();
+    let length = || fs::metadata(away.join("job_runs/r/journal")).unwrap().len();
+    for text in ["one\n", "two\n", "three\n"] {
+        writer.append(databuild_logs::Stream::Stdout, text.as_bytes()).unwrap();
+    }
+    let before = length();
+    until(|| length() > before, || "the last mark waits for the folder".to_owned());
+    fs::rename(&away, &logs).unwrap();
+    writer.finish(databuild_logs::RunEnd::now(databuild_logs::Outcome::Exited(Exit::Code(0)))).unwrap();
+    store.close().unwrap();
 }

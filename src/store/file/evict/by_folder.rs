@@ -57,7 +57,7 @@ impl Shared {
     /// A run that may go, as its folder tells of it.
     fn run_to_evict(&self, id: &JobRunId) -> Option<JobMetadata> {
         let folder = self.layout.run(id);
-        if !folder.is_there()
+        if !matches!(folder.is_there(), Ok(true))
             || folder.is_pinned()
             || self.tracked(id).is_some_and(|run| !run.run().is_over())
         {

@@ -61,3 +61,24 @@ fn what_went_before_the_store_was_closed_is_told() {
     assert_eq!(gone.iter().map(|victim| &victim.stone.id).collect::<Vec<_>>(), [&id]);
     assert!(report.unfinished.is_some());
 }
+
+#[test]
+fn a_run_that_went_with_the_whole_log_folder_is_not_forgotten() {
+    let home = tempfile::tempdir().unwrap();
+    let [logs, away] = ["logs", "away"].map(|name| home.path().join(name));
+    let store = FileLogStore::open(&logs, FileStoreOptions::default()).unwrap();
+    let id: JobRunId = "x".parse().unwrap();
+    let end = RunEnd::now(Outcome::Exited(Exit::Code(0)));
+    store.start(RunSpec::new(id.clone())).unwrap().finish(end).unwrap();
+    let shared = &store.shared;
+    let index = shared.index_to_evict().unwrap();
+    commit_all(shared, index);
+    let record = index.record(1).unwrap().unwrap();
+    fs::rename(&logs, &away).unwrap();
+    assert!(shared.hindrance(index, &record, 1, false).unwrap().contains("the log folder"));
+    assert!(shared.runs().forgotten.is_empty());
+    fs::rename(&away, &logs).unwrap();
+    fs::remove_dir_all(shared.layout.run(&id).path()).unwrap();
+    assert!(shared.hindrance(index, &record, 1, false).unwrap().contains("its folder"));
+    assert_eq!(shared.runs().forgotten, [1]);
+}

@@ -81,7 +81,7 @@ impl Shared {
             for stone in batch {
                 match index.find(&stone.id)? {
                     // It may be another run, begun since.
-                    Some(Known::Run(..)) if self.layout.run(&stone.id).is_there() => {}
+                    Some(Known::Run(..)) if self.layout.run(&stone.id).is_there()? => {}
                     Some(Known::Run(number, _)) => rows.push((Some(number), stone.clone())),
                     Some(Known::Evicted(known)) if known.evicted_at >= stone.evicted_at => {}
                     Some(Known::Evicted(_)) | None => rows.push((None, stone.clone())),
@@ -114,7 +114,7 @@ pub(crate) fn outstanding(
 ) -> Result<Option<Evicted>, LogError> {
     let (number, run) = match index.find(&trashed.id)? {
         // It may be another run, begun since.
-        Some(Known::Run(..)) if layout.run(&trashed.id).is_there() => return Ok(None),
+        Some(Known::Run(..)) if layout.run(&trashed.id).is_there()? => return Ok(None),
         Some(Known::Run(number, record)) => (Some(number), Some(record.run)),
         Some(Known::Evicted(stone)) if stone.evicted_at >= trashed.at => return Ok(None),
         Some(Known::Evicted(_)) | None => (None, trashed.folder.read_metadata().ok().flatten()),

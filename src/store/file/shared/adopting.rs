@@ -28,7 +28,7 @@ impl Shared {
         }
         self.check_home()?;
         let folder = self.layout.run(id);
-        if !folder.is_there() || self.runs().starting.contains(id) {
+        if !folder.is_there()? || self.runs().starting.contains(id) {
             return Err(LogError::NotFound { id: id.clone() });
         }
         let adopting = Adopting::begin(self, id);
@@ -51,8 +51,14 @@ impl Shared {
         let number = number.filter(|number| !self.runs().forgotten.contains(number));
         let resume = number.and_then(|number| self.resume(number));
         let number = number.or_else(|| self.next_number());
-        let foreign = Arc::new(ForeignRun::open(&self.layout, id, number, resume)?);
-        self.end_if_gone(&foreign)?;
+        let mut foreign = ForeignRun::open(&self.layout, id, number, resume)?;
+        if self.index.is_some() && foreign.begin_journal_anew()? {
+            foreign = ForeignRun::open(&self.layout, id, number, None)?;
+        }
+        let foreign = Arc::new(foreign);
+        if let Err(error) = self.end_if_gone(&foreign) {
+            tracing::warn!(%error, run = %id, "whether its writer lives is asked again in a moment");
+        }
         let run = {
             let mut runs = self.runs();
             if let Some(other) = runs.by_id.get(id) {
@@ -67,8 +73,8 @@ impl Shared {
         drop(adopting);
         if run.is_over() {
             watch.remove(&folder);
-            if let Err(error) = self.complete_metadata(&foreign) {
-                tracing::warn!(%error, run = %id, "its metadata.json is tried again in a moment");
+            if let Err(error) = self.complete_end(&foreign) {
+                tracing::warn!(%error, run = %id, "its end is tried again in a moment");
             }
         } else {
             // What was written before it was known here woke nobody.
@@ -126,13 +132,8 @@ impl Shared {
         })
     }
 
-    /// Ends a run whose writer is gone; what ended properly gets the `metadata.json` that it lacks.
-    pub(crate) fn end_if_lost(&self, foreign: &ForeignRun) -> Result<(), LogError> {
-        self.end_if_gone(foreign)?;
-        self.complete_metadata(foreign)
-    }
-
-    fn end_if_gone(&self, foreign: &ForeignRun) -> Result<(), LogError> {
+    /// Ends a run whose writer is gone for its readers.
+    pub(crate) fn end_if_gone(&self, foreign: &ForeignRun) -> Result<(), LogError> {
         if !foreign.run.is_over() && foreign.writer_is_gone()? {
             if self.index.is_some() && !foreign.is_compressed() && !foreign.has_written_end()? {
                 foreign.recover(&self.options)?;
@@ -143,8 +144,9 @@ impl Shared {
         Ok(())
     }
 
-    fn complete_metadata(&self, foreign: &ForeignRun) -> Result<(), LogError> {
-        if self.index.is_some() { foreign.complete_metadata(&self.options) } else { Ok(()) }
+    /// Writes what is missing of the end of a run that is over.
+    pub(crate) fn complete_end(&self, foreign: &ForeignRun) -> Result<(), LogError> {
+        if self.index.is_some() { foreign.complete_end(&self.options) } else { Ok(()) }
     }
 
     /// Called when a run of another process may have come further. Gives false if it was let go of, to be taken up

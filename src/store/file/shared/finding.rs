@@ -24,7 +24,7 @@ impl Shared {
         self.check_home()?;
         if let Some(tracked) = self.tracked(id) {
             let run = tracked.run();
-            if !run.is_over() || run.folder.is_there() && !tracked.is_outlived() {
+            if !run.is_over() || !matches!(run.folder.is_there(), Ok(false)) && !tracked.is_outlived() {
                 return Ok(Arc::clone(run));
             }
             self.check_home()?;
@@ -37,7 +37,7 @@ impl Shared {
             match index.find(id) {
                 Ok(Some(Known::Run(number, record))) if record.run.state.is_over() => {
                     let folder = self.layout.run(id);
-                    return match self.looks.holder(&folder, number, &record) {
+                    return match self.looks.holder(&folder, number, &record)? {
                         Holder::ItsRun => Ok(Arc::new(LiveRun::over(folder, Some(number), *record))),
                         Holder::AnotherRun => self.adopt(id, None),
                         Holder::Nobody => Err(self.gone(index, id, number)),
@@ -50,11 +50,11 @@ impl Shared {
             }
         }
         let is_missing = self.index.as_ref().is_some_and(|index| index.is_missing());
-        if (is_missing || !self.discovery.is_done()) && self.layout.run(id).is_there() {
+        if (is_missing || !self.discovery.is_done()) && self.layout.run(id).is_there()? {
             // Runs are numbered in the order of their age by whoever goes through the folders: a run that is over
             // does not get its number out of turn because somebody asks for it.
             let foreign = ForeignRun::open(&self.layout, id, None, None)?;
-            if foreign.run.is_over() && !foreign.lacks_metadata() {
+            if foreign.run.is_over() && !foreign.lacks_end() {
                 return Ok(foreign.run);
             }
         }
@@ -127,7 +127,8 @@ impl Shared {
                     if appeared.changed().await.is_err() {
                         return stream::iter([Err(LogError::Closed)]).boxed();
                     }
-                    if shared.is_closed() || shared.layout.run(&id).is_there() {
+                    // If that can't be told, whoever opens it says so.
+                    if shared.is_closed() || shared.layout.run(&id).is_there().unwrap_or(true) {
                         break;
                     }
                 }

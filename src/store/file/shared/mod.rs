@@ -104,11 +104,19 @@ impl Tracked {
         }
     }
 
+    /// The run if this process writes it.
+    pub(crate) const fn own(&self) -> Option<&Arc<OwnRun>> {
+        match self {
+            Self::Own(own) => Some(own),
+            Self::Foreign(_) => None,
+        }
+    }
+
     /// Whether nothing of the run's end is left to be written, as far as can be told before the store is closed.
     pub(crate) fn is_settled(&self, closing: bool) -> bool {
         match self {
             Self::Own(_) => true,
-            Self::Foreign(foreign) if foreign.lacks_metadata() => false,
+            Self::Foreign(foreign) if foreign.lacks_end() => false,
             // Who opens the store next takes it up by its journal.
             Self::Foreign(foreign) if closing => !foreign.has_got_journal(),
             Self::Foreign(foreign) => !foreign.may_get_journal(),
@@ -309,7 +317,7 @@ impl Shared {
         let run = self.find(id)?;
         // So that it is not evicted between the two.
         let _turn = self.evictions.none_for_now();
-        if !run.folder.is_there() {
+        if !run.folder.is_there()? {
             // Whatever became of it since, the answer says.
             return Err(self.find(id).err().unwrap_or_else(|| LogError::NotFound { id: id.clone() }));
         }
@@ -351,7 +359,7 @@ impl Shared {
         if folder.metadata().exists() {
             return Err(finished(id));
         }
-        if folder.path().exists() {
+        if folder.is_path_taken()? {
             return Err(LogError::InUse { path: folder.path().to_owned() });
         }
         Err(LogError::NotFound { id: id.clone() })
@@ -378,6 +386,15 @@ pub(crate) fn shut_down(shared: &Shared) -> Option<LogError> {
     }
     if let Some(evictor) = shared.evictor.get() {
         evictor.stop();
+    }
+    // What readers were told of an end is what the next one finds.
+    for tracked in shared.all_tracked() {
+        if let Tracked::Foreign(foreign) = tracked
+            && foreign.run.is_over()
+            && let Err(error) = shared.complete_end(&foreign)
+        {
+            tracing::warn!(%error, run = %foreign.run.id, "the next one to open the folder writes its end");
+        }
     }
     // Whoever opens the folder next finds no eviction under way.
     drop(shared.evictions.none_for_now());

@@ -17,14 +17,14 @@ const QUIET: Duration = Duration::from_secs(60 * 60);
 /// The end of a run without a journal: `metadata.json` by another tool, or long silence.
 pub(super) fn plain_end(folder: &RunFolder, run: &JobMetadata) -> Result<Option<Box<JobMetadata>>, LogError> {
     if let Some(run) = written_end(folder, run.id(), run.started_at)? {
-        let [stdout, stderr] = copied::lengths(folder);
+        let [stdout, stderr] = copied::lengths(folder)?;
         let is_whole = run.stdout.bytes <= stdout && run.stderr.bytes <= stderr;
         return Ok((is_whole || !copied::is_changing(folder)).then(|| Box::new(run)));
     }
     let touched = last_touched(folder);
     let is_quiet = touched.elapsed().is_ok_and(|silence| silence > QUIET);
     // A folder that is gone says nothing of how its run ended.
-    if !(is_quiet || journal_is_abandoned(folder)?) || !folder.is_there() {
+    if !(is_quiet || journal_is_abandoned(folder)?) || !folder.is_there()? {
         return Ok(None);
     }
     Ok(Some(Box::new(JobMetadata { state: RunState::Lost { ended: touched.into() }, ..run.clone() })))
@@ -60,7 +60,7 @@ fn journal_is_abandoned(folder: &RunFolder) -> Result<bool, LogError> {
 }
 
 /// What is known of a run whose folder has no journal.
-pub(super) fn plain_metadata(folder: &RunFolder, id: &JobRunId) -> Result<JobMetadata, LogError> {
+pub(crate) fn plain_metadata(folder: &RunFolder, id: &JobRunId) -> Result<JobMetadata, LogError> {
     let started = created(folder)?;
     match folder.read_metadata() {
         Ok(Some(run)) if run.id() == id => return Ok(run.with_times(started, last_touched(folder).into())),

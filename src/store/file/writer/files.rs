@@ -25,13 +25,16 @@ pub(super) struct Files {
     pub(super) syncs: bool,
     /// How far the logs and the journal were when they were last synced while the run went on.
     pub(super) synced: [u64; 3],
+    /// Whether the journal has the run's end.
+    ended: bool,
 }
 
 impl Files {
     pub(super) fn new(logs: [AppendFile; 2], journal: JournalWriter, options: &FileStoreOptions) -> Self {
         let floor = Floor::new(options.min_free_bytes);
         let folder = journal.path().parent().and_then(file_at);
-        Self { logs, journal, floor, folder, syncs: options.durability.syncs_ends(), synced: [0; 3] }
+        let syncs = options.durability.syncs_ends();
+        Self { logs, journal, floor, folder, syncs, synced: [0; 3], ended: false }
     }
 
     pub(super) fn create(
@@ -108,5 +111,21 @@ impl Files {
         }
         note(folder.write_metadata(run, self.syncs));
         failed.map_or(Ok(()), Err)
+    }
+
+    /// The same for a run that somebody can end later too: nothing is done before all that comes before it was. What
+    /// was done stays done, and calling again goes on there.
+    pub(super) fn end_in_order(&mut self, run: &JobMetadata, folder: &RunFolder) -> Result<(), LogError> {
+        if self.syncs {
+            self.logs.iter().filter(|log| log.len() > 0).try_for_each(AppendFile::sync)?;
+        }
+        if !self.ended {
+            self.journal.append_end(run)?;
+            self.ended = true;
+        }
+        if self.syncs {
+            self.journal.sync()?;
+        }
+        folder.write_metadata(run, self.syncs)
     }
 }

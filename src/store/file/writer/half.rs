@@ -351,20 +351,27 @@ impl WriterHalf {
     }
 
     pub(super) fn write_marks(&mut self) {
-        self.write_marks_of(false);
+        self.write_marks_or_wait(false);
     }
 
     /// The last marks of a run may use the room that is kept for its end.
     pub(super) fn write_last_marks(&mut self) {
-        self.write_marks_of(true);
+        self.write_marks_or_wait(true);
     }
 
-    fn write_marks_of(&mut self, last: bool) {
+    fn write_marks_or_wait(&mut self, last: bool) {
+        if let Err(error) = self.try_to_write_marks(last) {
+            tracing::debug!(%error, "arrivals wait for the journal");
+        }
+    }
+
+    /// Writes all marks to the journal, or none of them.
+    pub(super) fn try_to_write_marks(&mut self, last: bool) -> Result<(), LogError> {
         self.seal_open_mark();
         if self.unwritten.is_empty() {
-            return;
+            return Ok(());
         }
-        let Some(files) = &mut self.files else { return };
+        let Some(files) = &mut self.files else { return Ok(()) };
         let (written, checkpointer) = (&mut self.written, &mut self.checkpointer);
         let (found, indexed) = (&mut self.found, self.indexed);
         let note = |arrival: &Arrival, end: u64| {
@@ -375,9 +382,8 @@ impl WriterHalf {
                 found.push(checkpoints);
             }
         };
-        match files.journal.append_arrivals(self.unwritten.make_contiguous(), last, note) {
-            Ok(()) => self.unwritten.clear(),
-            Err(error) => tracing::debug!(%error, "arrivals wait for the journal"),
-        }
+        files.journal.append_arrivals(self.unwritten.make_contiguous(), last, note)?;
+        self.unwritten.clear();
+        Ok(())
     }
 }

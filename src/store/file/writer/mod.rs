@@ -189,12 +189,44 @@ impl OwnRun {
     /// Ends the run: syncs its logs, writes the journal's end and `metadata.json`, and tells the readers.
     pub(crate) fn finish(&self, end: RunEnd) -> Result<JobMetadata, LogError> {
         let mut half = self.half();
+        let mut run = self.wind_up(&mut half, end)?;
+        let Some(mut files) = half.files.take() else { return Err(finished(&self.run.id)) };
+        let written = files.end(&mut run, &self.run.folder);
+        self.tell_end(&run);
+        written.map(|()| run)
+    }
+
+    /// Ends a run that was taken over for its readers: what they are told is what [`write_end`](Self::write_end) writes
+    /// next, which takes as long as the disk.
+    pub(crate) fn end_for_readers(&self, end: RunEnd) -> Result<(), LogError> {
+        let run = self.wind_up(&mut self.half(), end)?;
+        self.tell_end(&run);
+        Ok(())
+    }
+
+    /// Writes the end that the readers know of: syncs the logs, writes the journal's end and `metadata.json`, each when
+    /// what comes before it is done. Calling again tries again what the disk refused.
+    pub(crate) fn write_end(&self) -> Result<(), LogError> {
+        let mut half = self.half();
+        half.try_to_write_marks(true)?;
+        let Some(files) = &mut half.files else { return Ok(()) };
+        let run = self.run.metadata();
+        files.end_in_order(&run, &self.run.folder)?;
+        half.files = None;
+        self.tell_end(&run);
+        Ok(())
+    }
+
+    /// Notes in the journal what comes before the end, and gives the run as it ended.
+    fn wind_up(&self, half: &mut WriterHalf, end: RunEnd) -> Result<JobMetadata, LogError> {
         half.look_for_what_was_taken();
         half.close_holes();
         half.write_last_marks();
         half.punch_what_is_told();
-        let Some(mut files) = half.files.take() else { return Err(finished(&self.run.id)) };
-        self.publish(&mut half);
+        if half.files.is_none() {
+            return Err(finished(&self.run.id));
+        }
+        self.publish(half);
         let mut run = self.run.metadata();
         end.apply_to(&mut run);
         if let Ok(Some(existing)) = self.run.folder.read_metadata() {
@@ -202,14 +234,16 @@ impl OwnRun {
                 run.other.entry(key).or_insert(value);
             }
         }
-        let written = files.end(&mut run, &self.run.folder);
+        Ok(run)
+    }
+
+    fn tell_end(&self, run: &JobMetadata) {
         let disk_bytes = self.run.folder.disk_bytes();
         self.run.change(|state| {
             state.run = run.clone();
             state.disk_bytes = disk_bytes;
             state.waiting.dirty = true;
         });
-        written.map(|()| run)
     }
 
     /// Ends the journal of a run whose end is known already.
