@@ -11,7 +11,7 @@ use super::disk::{allocate, open_regular};
 use super::told::is_news;
 use crate::error::LogError;
 use crate::line::{Stream, UnixMicros};
-use crate::run::JobMetadata;
+use crate::run::{JobMetadata, TimesOfFiles};
 
 const JOURNAL: &str = "journal";
 const METADATA: &str = "metadata.json";
@@ -149,8 +149,20 @@ impl RunFolder {
         self.path.join(METADATA)
     }
 
-    /// Reads `metadata.json`; `None` if there is none.
+    /// Reads `metadata.json`; `None` if there is none. Times that it does not tell are 0.
     pub(crate) fn read_metadata(&self) -> Result<Option<JobMetadata>, LogError> {
+        self.read_document(None)
+    }
+
+    /// The same with the times that it does not tell.
+    pub(crate) fn read_metadata_with(
+        &self,
+        times: TimesOfFiles<'_>,
+    ) -> Result<Option<JobMetadata>, LogError> {
+        self.read_document(Some(times))
+    }
+
+    fn read_document(&self, times: Option<TimesOfFiles<'_>>) -> Result<Option<JobMetadata>, LogError> {
         let path = self.metadata();
         let read = || -> io::Result<Vec<u8>> {
             let mut text = Vec::new();
@@ -159,7 +171,7 @@ impl RunFolder {
         };
         match read() {
             Ok(text) => self
-                .parse_metadata(&text)
+                .parse_metadata(&text, times)
                 .map(Some)
                 .map_err(|error| LogError::Corrupt { path, what: error.to_string() }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -168,15 +180,19 @@ impl RunFolder {
     }
 
     /// A document by another tool may leave it to its folder to say which run it is of.
-    fn parse_metadata(&self, text: &[u8]) -> serde_json::Result<JobMetadata> {
-        serde_json::from_slice(text).or_else(|error| {
+    fn parse_metadata(
+        &self,
+        text: &[u8],
+        times: Option<TimesOfFiles<'_>>,
+    ) -> serde_json::Result<JobMetadata> {
+        JobMetadata::parse(text, times).or_else(|error| {
             let Ok(serde_json::Value::Object(mut document)) = serde_json::from_slice(text) else {
                 return Err(error);
             };
             if let Some(id) = self.path.file_name().and_then(OsStr::to_str) {
                 document.entry("job_run_id").or_insert_with(|| id.into());
             }
-            let (run, left_out) = JobMetadata::from_document(document);
+            let (run, left_out) = JobMetadata::from_document(document, times);
             let path = self.metadata();
             if run.is_ok() && !left_out.is_empty() && is_news(&path, &left_out.join(" ")) {
                 tracing::warn!(path = %path.display(), fields = left_out.join(", "), %error, "fields of metadata.json that can't be understood are left out");

@@ -144,13 +144,23 @@ struct MetadataJson {
     other: serde_json::Map<String, serde_json::Value>,
 }
 
-/// The field that says how long a run took.
-const DURATION: &str = "duration_ms";
+/// When a run began and ended as far as its files can tell: asked only if its document does not say.
+pub(crate) type TimesOfFiles<'a> = &'a dyn Fn() -> (UnixMicros, UnixMicros);
 
 impl JobMetadata {
+    /// The run of a document.
+    ///
+    /// # Errors
+    ///
+    /// What can't be understood.
+    pub(crate) fn parse(text: &[u8], times: Option<TimesOfFiles<'_>>) -> serde_json::Result<Self> {
+        Self::from_json(serde_json::from_slice(text)?, times)
+    }
+
     /// The run of a document by another tool. Fields that can't be understood are left out; their names come with it.
     pub(crate) fn from_document(
         mut document: serde_json::Map<String, serde_json::Value>,
+        times: Option<TimesOfFiles<'_>>,
     ) -> (serde_json::Result<Self>, Vec<String>) {
         const ID: &str = "job_run_id";
         let id = document.get(ID).cloned().unwrap_or_default();
@@ -164,32 +174,37 @@ impl JobMetadata {
             }
             is_understood
         });
-        (serde_json::from_value(document.into()), left_out)
+        let run = serde_json::from_value(document.into()).and_then(|json| Self::from_json(json, times));
+        (run, left_out)
     }
 
-    /// Fills in the times that a document did not tell, from when the run began and ended as far as anybody else can
-    /// tell.
-    pub(crate) fn with_times(mut self, began: UnixMicros, ended: UnixMicros) -> Self {
-        let unknown = UnixMicros::default();
-        let duration = self.other.remove(DURATION).and_then(|ms| ms.as_u64());
-        if self.state.ended() == Some(unknown) {
-            let ended = match self.started_at {
-                started if started == unknown => ended,
-                started => ended.max(started),
-            };
-            self.state = self.state.ended_at(ended);
+    fn from_json(mut json: MetadataJson, times: Option<TimesOfFiles<'_>>) -> serde_json::Result<Self> {
+        if let Some(times) = times {
+            json.fill_in(times);
         }
-        if self.started_at == unknown {
-            let latest = self.state.ended().unwrap_or(UnixMicros(u64::MAX));
-            self.started_at = match duration {
-                Some(ms) => UnixMicros(latest.0.saturating_sub(ms.saturating_mul(1000))),
-                None => began.min(latest),
-            };
+        json.try_into().map_err(serde::de::Error::custom)
+    }
+}
+
+impl MetadataJson {
+    /// Takes times that are missing from those of the files, as far as the others do not tell them.
+    fn fill_in(&mut self, times: TimesOfFiles<'_>) {
+        let is_over = self.exit_code.is_some() || self.signal.is_some() || self.duration_ms.is_some();
+        let is_over = is_over || self.state.is_some_and(|state| state != StateKind::Running);
+        let begun = self.started_at.or(self.created_at);
+        let lacks_end =
+            is_over && self.finished_at.is_none() && (begun.is_none() || self.duration_ms.is_none());
+        let lacks_start = begun.is_none() && (self.finished_at.is_none() || self.duration_ms.is_none());
+        if !lacks_end && !lacks_start {
+            return;
         }
-        if self.spec.created_at == unknown {
-            self.spec.created_at = self.started_at;
+        let (began, ended) = times();
+        if lacks_end {
+            self.finished_at = Some(begun.map_or(ended, |begun| ended.max(begun)));
         }
-        self
+        if lacks_start && !(lacks_end && self.duration_ms.is_some()) {
+            self.started_at = Some(self.finished_at.map_or(began, |ended| began.min(ended)));
+        }
     }
 }
 
@@ -235,16 +250,12 @@ impl TryFrom<MetadataJson> for JobMetadata {
     type Error = InconsistentMetadata;
 
     /// A file by another tool may lack times and state. The state then follows from the exit code, and a time from the
-    /// others if they tell it; else it is 0, and a duration without any time stays among the other fields: see
-    /// [`JobMetadata::with_times`].
-    fn try_from(mut json: MetadataJson) -> Result<Self, InconsistentMetadata> {
+    /// others if they tell it; else it is 0.
+    fn try_from(json: MetadataJson) -> Result<Self, InconsistentMetadata> {
         let duration = json.duration_ms.map(|ms| ms.saturating_mul(1000));
         let begun = json.started_at.or(json.created_at);
         let ended = json.finished_at.or_else(|| Some(UnixMicros(begun?.0.saturating_add(duration?))));
         let begun = begun.or_else(|| Some(UnixMicros(ended?.0.saturating_sub(duration?))));
-        if let Some(ms) = json.duration_ms.filter(|_| ended.is_none()) {
-            json.other.insert(DURATION.to_owned(), ms.into());
-        }
         let exit = json.signal.map(Exit::Signal).or(json.exit_code.map(Exit::Code));
         let kind = json.state.unwrap_or(match exit {
             Some(Exit::Code(0)) => StateKind::Succeeded,

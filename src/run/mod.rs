@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::line::{LineNumber, Stream, UnixMicros};
 
 pub use id::{InvalidId, JobRunId};
+pub(crate) use metadata::TimesOfFiles;
 pub use metadata::{Completion, JobMetadata};
 pub use state::{Exit, RunState, StateKind, UnknownState};
 

@@ -92,18 +92,6 @@ impl RunState {
         }
     }
 
-    /// The same state with another end; a run that goes on has none.
-    #[must_use]
-    pub(crate) const fn ended_at(self, ended: UnixMicros) -> Self {
-        match self {
-            Self::Running => Self::Running,
-            Self::Succeeded { .. } => Self::Succeeded { ended },
-            Self::Failed { exit, .. } => Self::Failed { ended, exit },
-            Self::Cancelled { exit, .. } => Self::Cancelled { ended, exit },
-            Self::Lost { .. } => Self::Lost { ended },
-        }
-    }
-
     /// How the process ended, where that is known.
     #[must_use]
     pub const fn exit(self) -> Option<Exit> {

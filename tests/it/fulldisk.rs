@@ -127,8 +127,7 @@ async fn follow(client: Client, id: &'static str) -> (Given, Completion) {
 async fn a_job_outlives_a_full_disk_and_is_recorded_again_when_there_is_room() {
     let databuild = no_floor();
     let disk = SmallDisk::at(databuild.home.path().join("logs"), 16);
-    let service = databuild.start(&["serve", "--listen", "127.0.0.1:0"]);
-    let url = service.address().unwrap();
+    let (service, url) = databuild.serve();
     let mut command = databuild.command(&["run", "--quiet", "--id", "r", "--", "sh", "-c", "cat; exit 5"]);
     let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
     let mut input = child.stdin.take().unwrap();

@@ -31,13 +31,6 @@ fn job(databuild: &Databuild, run: &str, script: &str) -> Running {
     databuild.start(&["run", "-q", "--id", run, "--cwd", "/", "--", "bash", "-c", script])
 }
 
-/// A service of another process, and where it listens.
-fn service(databuild: &Databuild) -> (Running, String) {
-    let service = databuild.start(&["serve", "--listen", "127.0.0.1:0"]);
-    let url = service.address().unwrap();
-    (service, url)
-}
-
 /// Files are the truth, the index is derived: delete it, damage it, and the same is made of the files.
 #[test]
 fn law_1_files_are_the_truth_and_the_index_is_derived() {
@@ -50,7 +43,7 @@ fn law_1_files_are_the_truth_and_the_index_is_derived() {
     ];
     // The index of a service that sees these things happen.
     let indexed = |happens: &dyn Fn()| {
-        let (service, url) = service(&databuild);
+        let (service, url) = databuild.serve();
         happens();
         let asking = Databuild::asking(&url);
         let listed = |more: &[&str]| {
@@ -193,7 +186,7 @@ fn peak_memory(process: &Running) -> u64 {
 async fn law_4_memory_does_not_grow() {
     let peaks_of = async |what: &str, print: &str| {
         let databuild = Databuild::new();
-        let (service, url) = service(&databuild);
+        let (service, url) = databuild.serve();
         let go = databuild.home.path().join("go");
         let script = format!("{print}; echo; echo end; until test -e {}; do sleep 0.01; done", go.display());
         let job = job(&databuild, "r", &script);

@@ -5,7 +5,6 @@ use std::fs;
 use databuild_logs::LogLine;
 use rustix::process::Signal;
 
-use super::serve::serving;
 use crate::support::cli::{Databuild, NOBODY, Scripted, answer, events, path};
 
 #[test]
@@ -37,7 +36,7 @@ fn beside(databuild: &Databuild, url: &str) -> Databuild {
 #[test]
 fn a_follower_whose_service_is_killed_goes_on_in_the_folder_to_the_end_of_the_run() {
     let databuild = Databuild::new();
-    let (service, url) = serving(&databuild);
+    let (service, url) = databuild.serve();
     let gate = |n: u32| databuild.home.path().join(format!("gate-{n}"));
     let wait = |n: u32| format!("until [ -e {} ]; do sleep 0.01; done", gate(n).display());
     let script = format!("echo 1; {}; echo 2 >&2; {}; echo 3; {}; echo 4; exit 7", wait(1), wait(2), wait(3));

@@ -8,7 +8,6 @@ use std::process::{Command, Stdio};
 
 use databuild_logs::LogLine;
 
-use super::serve::serving;
 use crate::support::cli::{Databuild, Done, NOBODY, Running};
 
 fn record(databuild: &Databuild, id: &str, script: &str) -> Done {
@@ -69,7 +68,7 @@ fn a_run_that_goes_on_is_followed_in_its_folder() {
 #[test]
 fn a_service_follows_what_others_write_into_its_folder() {
     let databuild = Databuild::new();
-    let (service, url) = serving(&databuild);
+    let (service, url) = databuild.serve();
     let asking = Databuild::asking(&url);
     let mut follower = asking.start(&["logs", "-f", "r"]);
     record(&databuild, "r", "echo one; echo two").code(0);
@@ -84,7 +83,7 @@ fn a_service_follows_what_others_write_into_its_folder() {
 #[test]
 fn what_the_service_does_not_know_is_read_in_the_folder() {
     let elsewhere = Databuild::new();
-    let (_service, url) = serving(&elsewhere);
+    let (_service, url) = elsewhere.serve();
     let databuild = Databuild::asking(&url);
     record(&databuild, "here", "echo here").code(0);
     assert_eq!(databuild.run(&["logs", "here"]).code(0).text(), "here\n");
@@ -96,7 +95,7 @@ fn what_the_service_does_not_know_is_read_in_the_folder() {
 #[test]
 fn two_services_cannot_hold_one_folder() {
     let databuild = Databuild::new();
-    let (_service, _) = serving(&databuild);
+    let (_service, _) = databuild.serve();
     let done = databuild.run(&["serve", "--listen", "127.0.0.1:0"]).code(1);
     done.says("is in use by another process").says("hint: one service holds a log folder: stop the other");
 }
@@ -143,7 +142,7 @@ fn a_log_folder_that_is_there_and_can_not_be_written_is_named() {
 #[test]
 fn a_service_that_is_killed_and_started_again_costs_no_line() {
     let databuild = Databuild::new();
-    let (service, url) = serving(&databuild);
+    let (service, url) = databuild.serve();
     let gate = |n: u32| databuild.home.path().join(format!("gate-{n}"));
     let wait = |n: u32| format!("until [ -e {} ]; do sleep 0.01; done", gate(n).display());
     let script = format!("echo 1; {}; echo 2; {}; echo 3", wait(1), wait(2));

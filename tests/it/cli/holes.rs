@@ -3,7 +3,6 @@
 use std::fs::{self, File};
 use std::path::PathBuf;
 
-use super::serve::serving;
 use crate::support::cli::{Databuild, NOBODY, Scripted, answer, path};
 
 /// A run whose standard output is nine lines of two bytes each, and that file.
@@ -44,7 +43,7 @@ fn the_bytes_of_a_log_that_became_shorter_end_with_a_word_from_the_folder() {
 #[test]
 fn the_bytes_of_a_log_that_became_shorter_end_with_a_word_from_the_service() {
     let databuild = Databuild::new();
-    let (_service, url) = serving(&databuild);
+    let (_service, url) = databuild.serve();
     let asking = Databuild::asking(&url);
     cut(&recorded(&databuild, "cut"), 7);
     for (window, there) in WINDOWS {
@@ -64,7 +63,7 @@ fn a_hole_is_told_once_however_the_log_is_shown() {
     let databuild = Databuild::new();
     databuild.run(&["run", "-q", "--id", "r", "--", "seq", "100000"]).code(0);
     cut(&databuild.home.path().join("logs/job_runs/r/stdout.log"), 7);
-    let (_service, url) = serving(&databuild);
+    let (_service, url) = databuild.serve();
     let in_folder = Databuild::asking(NOBODY).with("DATABUILD_LOG_DIR", folder(&databuild));
     for asking in [in_folder, Databuild::asking(&url)] {
         for shown in [&[][..], &["-t"], &["--all"], &["-o", "json"], &["--all", "-f"]] {
@@ -82,7 +81,7 @@ fn a_log_that_can_not_be_read_is_said_at_once_by_a_service_too() {
     let log = recorded(&databuild, "r");
     fs::remove_file(&log).unwrap();
     fs::create_dir(&log).unwrap();
-    let (_service, url) = serving(&databuild);
+    let (_service, url) = databuild.serve();
     for asking in
         [Databuild::asking(&url), Databuild::asking(NOBODY).with("DATABUILD_LOG_DIR", folder(&databuild))]
     {

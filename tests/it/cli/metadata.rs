@@ -5,7 +5,6 @@ use std::fs;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::serve::serving;
 use crate::support::cli::{Databuild, until};
 
 /// The document of a run, with what differs from run to run replaced once it has been checked.
@@ -74,7 +73,7 @@ fn a_document_by_another_tool_need_not_name_its_run() {
 #[test]
 fn times_that_a_document_lacks_are_those_of_the_files() {
     let databuild = Databuild::new();
-    let (_service, url) = serving(&databuild);
+    let (_service, url) = databuild.serve();
     let asking = Databuild::asking(&url);
     let (now, second) = (jiff::Timestamp::now(), jiff::SignedDuration::from_secs(1));
     let ended = now - 60 * second;
@@ -111,7 +110,7 @@ fn times_that_a_document_lacks_are_those_of_the_files() {
 #[test]
 fn what_can_not_be_understood_of_a_document_is_said_once_and_the_rest_counts() {
     let databuild = Databuild::new();
-    let (service, url) = serving(&databuild);
+    let (service, url) = databuild.serve();
     let folder = databuild.home.path().join("logs/job_runs/r");
     fs::create_dir_all(&folder).unwrap();
     fs::write(folder.join("stdout.log"), "hello\n").unwrap();
@@ -134,7 +133,7 @@ fn what_can_not_be_understood_of_a_document_is_said_once_and_the_rest_counts() {
 #[test]
 fn a_log_that_can_not_be_opened_is_said_once() {
     let databuild = Databuild::new();
-    let (service, url) = serving(&databuild);
+    let (service, url) = databuild.serve();
     let folder = databuild.home.path().join("logs/job_runs/link");
     fs::create_dir_all(&folder).unwrap();
     fs::write(folder.join("stdout.log"), "hello\n").unwrap();
@@ -198,7 +197,7 @@ fn a_run_that_a_signal_killed_leaves_this_document() {
 #[test]
 fn a_run_that_is_lost_leaves_this_document() {
     let databuild = Databuild::new();
-    let (_service, url) = serving(&databuild);
+    let (_service, url) = databuild.serve();
     let script = "echo one; exec sleep 30";
     let run = databuild.start(&["run", "-q", "--id", "r", "--", "sh", "-c", script]);
     let mut follower = Databuild::asking(&url).start(&["logs", "-f", "r"]);

@@ -7,18 +7,11 @@ use rustix::process::Signal;
 
 use crate::support::cli::{Databuild, NOBODY, Running, until};
 
-/// A service on a free port, and where it is.
-pub(super) fn serving(databuild: &Databuild) -> (Running, String) {
-    let service = databuild.start(&["serve", "--listen", "127.0.0.1:0"]);
-    let url = service.address().unwrap();
-    (service, url)
-}
-
 #[test]
 fn it_says_where_it_listens_and_ends_well_when_it_is_told_to() {
     for signal in [Signal::TERM, Signal::INT] {
         let databuild = Databuild::new();
-        let (service, url) = serving(&databuild);
+        let (service, url) = databuild.serve();
         assert!(
             service.stderr().contains(&format!("logs in {}", databuild.home.path().join("logs").display()))
         );
@@ -32,7 +25,7 @@ fn it_says_where_it_listens_and_ends_well_when_it_is_told_to() {
 #[test]
 fn an_address_in_use_is_named_with_what_to_do() {
     let first = Databuild::new();
-    let (_service, url) = serving(&first);
+    let (_service, url) = first.serve();
     let address = url.strip_prefix("http://").unwrap();
     let done = Databuild::new().run(&["serve", "--listen", address]).code(1);
     done.says(&format!("cannot listen on {address}: ")).says("hint: ").says("--listen");
@@ -50,7 +43,7 @@ fn an_address_that_others_reach_needs_a_token() {
 #[test]
 fn the_token_is_what_clients_have_to_give() {
     let databuild = Databuild::new().with("DATABUILD_LOG_TOKEN", "secret");
-    let (service, url) = serving(&databuild);
+    let (service, url) = databuild.serve();
     Databuild::asking(&url).run(&["runs"]).code(1).says("refuses the token");
     Databuild::asking(&url).with("DATABUILD_LOG_TOKEN", "secret").run(&["runs"]).code(0);
     assert!(!service.stderr().contains("secret"));

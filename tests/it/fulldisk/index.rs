@@ -34,8 +34,7 @@ fn assert_evicted(databuild: &Databuild, runs: &[&str], what: &str) {
 }
 
 fn serve(databuild: &Databuild) -> (Running, Databuild) {
-    let service = databuild.start(&["serve", "--listen", "127.0.0.1:0"]);
-    let url = service.address().unwrap();
+    let (service, url) = databuild.serve();
     (service, Databuild::asking(url))
 }
 

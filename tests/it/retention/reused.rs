@@ -113,8 +113,7 @@ fn a_nightly_run_whose_folder_was_removed_runs_again_under_a_service_that_evicts
         let databuild = Databuild::new().with("DATABUILD_LOG_TTL_DAYS", "0.0000232");
         let logs = databuild.home.path().join("logs");
         let serve = || {
-            let service = databuild.start(&["serve", "--listen", "127.0.0.1:0"]);
-            let url = service.address().unwrap();
+            let (service, url) = databuild.serve();
             (service, url)
         };
         let mut service = serve();

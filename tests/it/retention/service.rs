@@ -8,12 +8,6 @@ use super::*;
 use crate::support::cli::{Databuild, Running, Scripted, answer, until};
 use crate::support::http::Server;
 
-fn serving(databuild: &Databuild) -> (Running, String) {
-    let service = databuild.start(&["serve", "--listen", "127.0.0.1:0"]);
-    let url = service.address().unwrap();
-    (service, url)
-}
-
 fn with_runs(count: u32) -> Databuild {
     let databuild = Databuild::new();
     let store = open(&databuild.home.path().join("logs"));
@@ -51,7 +45,7 @@ fn gc_says_each_run_and_why_and_works_alone() {
 #[test]
 fn gc_asks_the_service_that_has_the_folder() {
     let databuild = with_runs(4);
-    let (_service, url) = serving(&databuild);
+    let (_service, url) = databuild.serve();
     let asking = Databuild::asking(&url);
     let done = asking.run(&["gc", "--max-size", "1", "--keep-last", "2", "-o", "json"]).code(0);
     let report: GcReport = serde_json::from_str(done.text()).unwrap();
@@ -71,7 +65,7 @@ fn runs_are_pinned_by_the_service_and_without_it() {
     let dir = logs.to_str().unwrap();
     databuild.run(&["runs", "pin", "2", "--log-dir", dir]).code(0).says("run 2 is pinned");
     assert!(databuild.run(&["runs", "--log-dir", dir]).code(0).text().contains("succeeded, pinned"));
-    let (_service, url) = serving(&databuild);
+    let (_service, url) = databuild.serve();
     let asking = Databuild::asking(&url);
     asking.run(&["runs", "pin", "latest"]).code(0).says("run 3 is pinned");
     let listed = asking.run(&["runs", "-o", "json"]).code(0);
@@ -102,7 +96,7 @@ fn nonsense_is_refused_at_the_start() {
 #[test]
 fn a_service_evicts_by_itself_what_is_too_old() {
     let databuild = with_runs(3).with("DATABUILD_LOG_TTL_DAYS", "0.07");
-    let (service, url) = serving(&databuild);
+    let (service, url) = databuild.serve();
     service.wait_for("a run is evicted");
     until(
         || Databuild::asking(&url).run(&["runs", "-o", "json"]).text().lines().count() == 1,
@@ -185,7 +179,7 @@ async fn what_changes_something_takes_the_token_and_no_page_of_another_site() {
 #[test]
 fn metrics_tell_what_was_done() {
     let databuild = with_runs(3);
-    let (_service, url) = serving(&databuild);
+    let (_service, url) = databuild.serve();
     databuild
         .run(&["run", "--quiet", "--id", "new", "--", "sh", "-c", "sleep 1; seq 1000; sleep 0.5"])
         .code(0);

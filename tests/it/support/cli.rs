@@ -70,6 +70,13 @@ impl Databuild {
         Running::new(self.command(args).spawn().unwrap())
     }
 
+    /// A service on a free port, and where it is.
+    pub(crate) fn serve(&self) -> (Running, String) {
+        let service = self.start(&["serve", "--listen", "127.0.0.1:0"]);
+        let url = service.address().unwrap();
+        (service, url)
+    }
+
     /// Starts it under `strace`, which writes what it sees to `trace`. `options` say which system calls that is, and
     /// what becomes of them.
     pub(crate) fn start_traced(&self, trace: &Path, options: &[&str], args: &[&str]) -> Running {

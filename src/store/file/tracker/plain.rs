@@ -36,11 +36,11 @@ pub(crate) fn written_end(
     id: &JobRunId,
     started_at: UnixMicros,
 ) -> Result<Option<JobMetadata>, LogError> {
-    match folder.read_metadata() {
+    match folder.read_metadata_with(&|| (started_at, last_touched(folder).into())) {
         Ok(Some(mut run)) if run.state.is_over() => {
             // A folder that was copied or renamed still has the name of the other in it.
             run.spec.id = id.clone();
-            Ok(Some(run.with_times(started_at, last_touched(folder).into())))
+            Ok(Some(run))
         }
         Ok(_) => Ok(None),
         Err(error @ LogError::Corrupt { .. }) => {
@@ -62,8 +62,8 @@ fn journal_is_abandoned(folder: &RunFolder) -> Result<bool, LogError> {
 /// What is known of a run whose folder has no journal.
 pub(crate) fn plain_metadata(folder: &RunFolder, id: &JobRunId) -> Result<JobMetadata, LogError> {
     let started = created(folder)?;
-    match folder.read_metadata() {
-        Ok(Some(run)) if run.id() == id => return Ok(run.with_times(started, last_touched(folder).into())),
+    match folder.read_metadata_with(&|| (started, last_touched(folder).into())) {
+        Ok(Some(run)) if run.id() == id => return Ok(run),
         Ok(_) => {}
         Err(error @ LogError::Corrupt { .. }) => say_once(folder, &error),
         Err(error) => return Err(error),
