@@ -109,7 +109,9 @@ fn is_of_plain(folder: &RunFolder, record: &RunRecord, written: Option<JobMetada
     if matches!(began(folder, record.run.id()), Ok(Began::At(_))) {
         return false;
     }
-    let Some(written) = written else { return !is_newer(folder, record) };
+    // Where nothing else tells when a run began, it is when its folder was made.
+    let is_not_later = folder.made() == Some(record.run.started_at) || !is_newer(folder, record);
+    let Some(written) = written else { return is_not_later };
     let is_known = |time: UnixMicros| time != UnixMicros::default();
     let (was, is) = (record.run.state, written.state);
     let told = is.ended().filter(|&ended| is_known(ended));
@@ -117,7 +119,7 @@ fn is_of_plain(folder: &RunFolder, record: &RunRecord, written: Option<JobMetada
     let began_then = match is_known(written.started_at) {
         true => written.started_at == record.run.started_at,
         // A document need not tell that; a copy of a folder is made after its run ended.
-        false => told.is_some() || !is_newer(folder, record),
+        false => told.is_some() || is_not_later,
     };
     began_then && ended_then && (!is.is_over() || was.exit() == is.exit())
 }

@@ -172,13 +172,21 @@ impl LiveRun {
     }
 
     /// Changes the state and wakes the readers.
+    ///
+    /// Where nobody reads, nobody is woken: that took a fifth of what the append of a line takes. Whoever begins to read
+    /// has the signal before the state is looked at, so under its lock it is seen who reads.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
-        let value = change(&mut self.state());
-        self.changes.send_modify(|count| *count += 1);
+        let mut state = self.state();
+        let value = change(&mut state);
+        let is_read = self.changes.receiver_count() > 0;
+        drop(state);
+        if is_read {
+            self.changes.send_modify(|count| *count += 1);
+        }
         value
     }
 
-    /// A signal that changes whenever the state does.
+    /// A signal that changes whenever the state does, from when it is had; the state is to be looked at after that.
     pub(crate) fn subscribe(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }

@@ -212,16 +212,7 @@ fn carry_out(shared: &Arc<Shared>, task: Task) {
         Task::Look(id) => look(shared, &id, None),
         Task::TakeUp(id) => take_up(shared, &id, None),
         Task::LookAround => look_around(shared),
-        Task::Unwatch(folder) => {
-            let id = shared.layout.run_of(folder.path());
-            // Another run may be in it by now, and is watched.
-            let is_over = |tracked: Tracked| tracked.run().is_over();
-            if id.and_then(|id| shared.tracked(&id)).is_none_or(is_over)
-                && let Some(watch) = shared.watching()
-            {
-                watch.remove(&folder);
-            }
-        }
+        Task::Unwatch(folder) => shared.unwatch(&folder),
         Task::Stop => {}
     }
 }

@@ -72,7 +72,7 @@ impl Shared {
         // From here on whoever waits for it can have it, also while its `metadata.json` is synced.
         drop(adopting);
         if run.is_over() {
-            watch.remove(&folder);
+            self.unwatch(&folder);
             if let Err(error) = self.complete_end(&foreign) {
                 tracing::warn!(%error, run = %id, "its end is tried again in a moment");
             }
@@ -188,6 +188,19 @@ impl Shared {
             watch.take_up(&foreign.run.id);
         }
         self.nudge(Urgency::Now);
+    }
+
+    /// Stops watching the folder of a run that is over. Another run may be in it by now: if that is watched, or is just
+    /// being taken up, it stays so.
+    pub(crate) fn unwatch(&self, folder: &RunFolder) {
+        let Some(id) = self.layout.run_of(folder.path()) else { return };
+        let adopting = self.adopting.lock().unwrap_or_else(PoisonError::into_inner);
+        if !adopting.contains(&id)
+            && self.tracked(&id).is_none_or(|tracked| tracked.run().is_over())
+            && let Some(watch) = self.watching()
+        {
+            watch.remove(folder);
+        }
     }
 
     /// Lets go of a run of another process that is over, once the index has it.
