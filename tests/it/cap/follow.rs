@@ -116,7 +116,7 @@ async fn follow_service(client: Client, pause: Duration) -> (Shown, Completion) 
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_clients_of_a_service_follow_a_job_of_another_process() {
     let databuild = Databuild::new().with("DATABUILD_LOG_MAX_RUN_SIZE_MB", "0.3");
-    let (service, url) = databuild.serve();
+    let (_service, url) = databuild.serve();
     let mut command = databuild.command(&["run", "--quiet", "--id", "r", "--", "cat"]);
     let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
     let mut input = child.stdin.take().unwrap();

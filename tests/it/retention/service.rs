@@ -5,7 +5,7 @@ use std::process::Command;
 use rustix::process::Signal;
 
 use super::*;
-use crate::support::cli::{Databuild, Running, Scripted, answer, until};
+use crate::support::cli::{Databuild, Scripted, answer, until};
 use crate::support::http::Server;
 
 fn with_runs(count: u32) -> Databuild {
