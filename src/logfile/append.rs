@@ -149,21 +149,31 @@ impl AppendFile {
     /// Goes on in a new, empty file at the path: what was written is not there any more. What somebody else has put
     /// there is moved aside.
     pub(crate) fn make_anew(&mut self) -> Result<(), LogError> {
-        let mut options = OpenOptions::new();
-        options.append(true).read(true);
-        match fs::symlink_metadata(&self.path) {
-            Ok(found) if found.is_file() && found.len() == 0 => {}
-            Ok(_) => {
-                let aside = aside(&self.path);
-                fs::rename(&self.path, &aside).map_err(LogError::io("moving aside", &self.path))?;
-                tracing::warn!(path = %aside.display(), "somebody else put something in the place of a run's log; it is moved aside");
-                options.create_new(true);
+        let file = loop {
+            match self.open_anew() {
+                // Somebody else made one just now.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                file => break file.map_err(LogError::io("making anew", &self.path))?,
             }
-            Err(_) => _ = options.create_new(true),
-        }
-        let file = options.open(&self.path).map_err(LogError::io("making anew", &self.path))?;
+        };
         self.file = Arc::new(file);
         Ok(())
+    }
+
+    fn open_anew(&self) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.append(true).read(true).custom_flags(OFlags::NOFOLLOW.bits() as i32);
+        match fs::symlink_metadata(&self.path) {
+            Ok(found) if found.is_file() && found.len() == 0 => return options.open(&self.path),
+            Ok(_) => {
+                let aside = aside(&self.path);
+                fs::rename(&self.path, &aside)?;
+                tracing::warn!(path = %aside.display(), "somebody else put something in the place of a run's log; it is moved aside");
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        options.create_new(true).open(&self.path)
     }
 
     /// Asks for blocks of the disk from the end of the file up to `end`; see [`allocate`].
