@@ -17,13 +17,17 @@ use tokio::runtime::Runtime;
 
 const SIZES: [u64; 3] = [10_000, 1_000_000, 10_000_000];
 const LINES: u64 = 100;
+/// So many small runs are as large together as the large one: a single one is in the caches of the processor.
+const SMALL: u64 = 1000;
 
 fn seek(criterion: &mut Criterion) {
     let folder = folder();
     let store = store(folder.path());
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     let runs = SIZES.map(|lines| (lines, finished_run(&store, &format!("lines-{lines}"), lines)));
-    wait_for_index(&store);
+    let small: Vec<_> =
+        (0..SMALL).map(|run| finished_run(&store, &format!("small-{run}"), SIZES[0])).collect();
+    wait_for_index(&store, SIZES.len() + small.len());
 
     let mut group = criterion.benchmark_group("seek");
     group.sample_size(50).measurement_time(Duration::from_secs(3)).warm_up_time(Duration::from_millis(500));
@@ -36,6 +40,14 @@ fn seek(criterion: &mut Criterion) {
             });
         });
     }
+    let mut places = Places(1);
+    group.bench_function("since/10000, one of 1000 such runs", |b| {
+        b.iter(|| {
+            let id = &small[places.below(SMALL) as usize];
+            let after = LineNumber(places.below(SIZES[0] - LINES));
+            first_lines(&runtime, &store, id, Start::After(after), Some(LINES))
+        });
+    });
     for (lines, id) in &runs {
         group.bench_function(BenchmarkId::new("tail", lines), |b| {
             let start = Start::LastLines { count: LINES, after: LineNumber::START };
@@ -56,9 +68,9 @@ fn seek(criterion: &mut Criterion) {
 }
 
 /// The last of the runs is over; the index tells of its end once it has all of it.
-fn wait_for_index(store: &impl LogStore) {
-    let query = databuild_logs::RunQuery::default();
-    while store.runs(&query).expect("runs can be listed").runs.len() < SIZES.len() {
+fn wait_for_index(store: &impl LogStore, runs: usize) {
+    let query = databuild_logs::RunQuery { limit: Some(runs), ..databuild_logs::RunQuery::default() };
+    while store.runs(&query).expect("runs can be listed").runs.len() < runs {
         std::thread::sleep(Duration::from_millis(10));
     }
     std::thread::sleep(Duration::from_secs(1));

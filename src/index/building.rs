@@ -230,7 +230,7 @@ mod tests {
             let index = Index::open(path.clone()).unwrap();
             for (_, at) in places.iter().step_by(37) {
                 let floor = index.line_floor(1, Stream::Stdout, at.line).unwrap();
-                assert_eq!(floor, Some((at.line, at.offset)));
+                assert_eq!(floor.map(|floor| floor.place), Some((at.line, at.offset)));
             }
             index.close().unwrap();
         }

@@ -128,15 +128,16 @@ pub(super) fn forget(
     Ok(())
 }
 
-/// The last place of a stream that has at most `line` lines before it.
+/// The last place of a stream that has at most `line` lines before it, and the one behind if it is in the same row.
 pub(super) fn floor(
     table: &impl ReadableTable<Key, &'static [u8]>,
     number: RunNumber,
     stream: Stream,
     line: u64,
-) -> Result<Option<LineCheckpoint>, Failure> {
-    let row = floor_row(table, number, stream, line)?;
-    Ok(row.and_then(|row| row.into_iter().rfind(|at| at.line <= line)))
+) -> Result<Option<(LineCheckpoint, Option<LineCheckpoint>)>, Failure> {
+    let row = floor_row(table, number, stream, line)?.unwrap_or_default();
+    let behind = row.partition_point(|at| at.line <= line);
+    Ok(behind.checked_sub(1).map(|floor| (row[floor], row.get(behind).copied())))
 }
 
 fn floor_row(
@@ -209,8 +210,12 @@ mod tests {
             assert_eq!(rows(&index), [(10, 64), (650, 64), (1_290, 32)], "{step} at a time");
             assert_eq!(held(&index), all);
             for line in (0..1_650).step_by(3) {
-                let floor = all.iter().rfind(|at| at.line <= line).map(|at| (at.line, at.offset));
-                assert_eq!(index.line_floor(5, Stream::Stderr, line).unwrap(), floor, "line {line}");
+                let known = |at: &LineCheckpoint| (at.line, at.offset);
+                let floor = all.iter().rfind(|at| at.line <= line).map(known);
+                let found = index.line_floor(5, Stream::Stderr, line).unwrap();
+                assert_eq!(found.map(|found| found.place), floor, "line {line}");
+                let next = found.and_then(|found| found.next);
+                assert!(next.is_none() || next == all.iter().find(|at| at.line > line).map(known));
             }
             // Places that are found again change nothing, also if they come twice.
             let again = all[70..73].iter().chain(&all[68..72]).map(|at| (5, *at)).collect();

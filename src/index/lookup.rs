@@ -43,6 +43,14 @@ pub(crate) struct NotCompressed {
     pub(crate) behind: Option<(u64, RunNumber)>,
 }
 
+/// A place in a log with at most so many lines before it, and the one that is kept behind it if that is known too: lines
+/// before, and bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LineFloor {
+    pub(crate) place: (u64, u64),
+    pub(crate) next: Option<(u64, u64)>,
+}
+
 impl Index {
     /// The runs that ended at `until` at the latest and are not compressed, from the place of one look on, among so
     /// many rows. From the beginning, all pinned ones come first.
@@ -112,10 +120,14 @@ impl Index {
         run: RunNumber,
         stream: Stream,
         line: u64,
-    ) -> Result<Option<(u64, u64)>, LogError> {
+    ) -> Result<Option<LineFloor>, LogError> {
         self.read(|transaction| {
             let table = transaction.open_table(schema::CHECKPOINTS)?;
-            Ok(checkpoints::floor(&table, run, stream, line)?.map(|at| (at.line, at.offset)))
+            let found = checkpoints::floor(&table, run, stream, line)?;
+            Ok(found.map(|(at, next)| LineFloor {
+                place: (at.line, at.offset),
+                next: next.map(|at| (at.line, at.offset)),
+            }))
         })
     }
 
@@ -166,7 +178,7 @@ impl Index {
             let table = transaction.open_table(schema::CHECKPOINTS)?;
             let mut next_offset = [Checkpointer::EVERY_BYTES; 2];
             for stream in Stream::BOTH {
-                if let Some(at) = checkpoints::floor(&table, run, stream, progress.of(stream).lines)? {
+                if let Some((at, _)) = checkpoints::floor(&table, run, stream, progress.of(stream).lines)? {
                     next_offset[stream.index()] = at.offset + Checkpointer::EVERY_BYTES;
                 }
             }

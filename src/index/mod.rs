@@ -24,7 +24,7 @@ pub(crate) use commit::Changes;
 pub(crate) use committer::{Committed, Committer, Urgency};
 pub(crate) use database::quarantine;
 pub(crate) use handle::Index;
-pub(crate) use lookup::Known;
+pub(crate) use lookup::{Known, LineFloor};
 pub(crate) use schema::RunNumber;
 
 #[cfg(test)]
@@ -124,7 +124,8 @@ mod tests {
             .collect();
         index.commit(&Changes { lines, progress, ..Changes::default() }).unwrap();
         assert_eq!(index.line_floor(7, Stream::Stdout, 599).unwrap(), None);
-        assert_eq!(index.line_floor(7, Stream::Stdout, 1799).unwrap(), Some((1200, 131_072)));
+        let floor = LineFloor { place: (1200, 131_072), next: Some((1800, 196_608)) };
+        assert_eq!(index.line_floor(7, Stream::Stdout, 1799).unwrap(), Some(floor));
         assert_eq!(index.line_floor(8, Stream::Stdout, 1799).unwrap(), None);
         assert_eq!(index.line_floor(7, Stream::Stderr, 1799).unwrap(), None);
         let at = |time| index.progress_while(7, |p| p.time.0 < time).unwrap().map(|p| p.lines());

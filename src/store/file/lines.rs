@@ -14,6 +14,12 @@ use crate::run::Gap;
 use crate::store::file::cuts::{CutWatch, Look};
 use crate::store::{Batch, CutLine};
 
+/// Where lines are passed over, or few are wanted, so much is read at a time: most of what is read in vain is what costs a
+/// seek in a large log its time, since it comes from memory and not from a cache.
+pub(crate) const LITTLE_BYTES: usize = 16 * 1024;
+/// So many lines are few.
+const FEW_LINES: u64 = 128;
+
 /// A place in one stream and the log file that it is in.
 #[derive(Debug)]
 pub(crate) struct LineReader {
@@ -184,7 +190,7 @@ impl LineReader {
                 }
                 return Ok(Taken::Nothing);
             }
-            match self.fill(end, io)? {
+            match self.fill(reach.lines, end, io)? {
                 Filled::Ready => {}
                 Filled::Missing => return Ok(Taken::Missing),
                 Filled::GivenUp => {
@@ -213,19 +219,21 @@ impl LineReader {
         Some(gap)
     }
 
-    /// Sees to it that the chunk holds bytes from `scanned` on.
-    fn fill(&mut self, end: u64, io: Io) -> Result<Filled, LogError> {
+    /// Sees to it that the chunk holds bytes from `scanned` on, of which at most so many lines are wanted.
+    fn fill(&mut self, lines: u64, end: u64, io: Io) -> Result<Filled, LogError> {
         let chunk_end = self.chunk_offset + self.chunk.len() as u64;
         let held = self.chunk_offset <= self.scanned && self.scanned < chunk_end;
         // What is left of a chunk is worth looking at only if a line ends in it, or if nothing lies behind it.
         if held && (chunk_end >= end || memchr(b'\n', self.rest_of_chunk(end)).is_some()) {
             return Ok(Filled::Ready);
         }
-        let length = usize::try_from(end - self.scanned).unwrap_or(usize::MAX).min(self.chunk_bytes);
+        let is_little = self.skip > 0 || lines <= FEW_LINES;
+        let chunk_bytes = if is_little { self.chunk_bytes.min(LITTLE_BYTES) } else { self.chunk_bytes };
+        let length = usize::try_from(end - self.scanned).unwrap_or(usize::MAX).min(chunk_bytes);
         match self.read(self.scanned, length, io)? {
             // Somebody may have deleted or replaced the log, and its writer made it anew.
             Read::Bytes(bytes) if bytes.is_empty() && io == Io::MayBlock && self.file.follow_name()? => {
-                self.fill(end, io)
+                self.fill(lines, end, io)
             }
             Read::Bytes(bytes) if bytes.is_empty() => Ok(Filled::Missing),
             Read::Bytes(bytes) => {

@@ -1,15 +1,19 @@
 //! Finding a place in a run: in what waits for the index, in the index, and without one in the journal.
 
 use std::cell::Cell;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
+use memchr::memrchr_iter;
+
 use crate::error::LogError;
-use crate::index::Index;
 use crate::index::progress::{GapAt, Progress};
+use crate::index::{Index, LineFloor};
 use crate::journal::Arrival;
 use crate::line::{Stream, UnixMicros, View};
 use crate::logfile::{Fetched, Io, ReadFile, count_lines};
 use crate::store::Start;
+use crate::store::file::lines::LITTLE_BYTES;
 use crate::store::file::live::{LiveRun, State};
 use crate::store::file::marks::{Arrivals, JournalReader, Walk};
 use crate::store::file::tracker::SCAN_BYTES;
@@ -47,7 +51,9 @@ impl Places<'_> {
             return Ok(waiting);
         }
         let found = match (self.index, self.run.number) {
-            (Some(index), Some(number)) => self.trusted(index.line_floor(number, stream, line)),
+            (Some(index), Some(number)) => self
+                .trusted(index.line_floor(number, stream, line))
+                .map(|floor| self.from_behind(stream, line, floor, file).unwrap_or(floor.place)),
             _ => {
                 let start = Progress::start(self.run.state().run.started_at, 0);
                 let (last, _) = self.walk_journal(start, |progress| progress.of(stream).lines <= line)?;
@@ -56,6 +62,52 @@ impl Places<'_> {
             }
         };
         Ok(found.filter(|&(_, offset)| self.is_line_start(stream, offset, file)).unwrap_or((0, 0)))
+    }
+
+    /// Where a line begins that is nearer to the next place than to the one before it, counted back from there: what has
+    /// to be read of a large log to find a line is most of what that takes. `None` if it is not nearer, or there is
+    /// anything on the way that is no line.
+    fn from_behind(
+        &self,
+        stream: Stream,
+        line: u64,
+        floor: LineFloor,
+        file: &mut ReadFile,
+    ) -> Option<(u64, u64)> {
+        let ((lines, from), (next_lines, next)) = (floor.place, floor.next?);
+        let is_nearer = line - lines > next_lines - line;
+        if !is_nearer || file.is_compressed() || !self.is_unbroken(stream, from..=next) {
+            return None;
+        }
+        // Of the line ends before that place, the one behind which the line begins.
+        let mut wanted = usize::try_from(next_lines - line).ok()?;
+        let mut end = next;
+        while end > from {
+            let begin = end.saturating_sub(LITTLE_BYTES as u64).max(from);
+            let length = usize::try_from(end - begin).ok()?;
+            let Ok(Fetched::Bytes(bytes)) = file.read(begin, length, Io::MayBlock) else { return None };
+            if bytes.len() != length || end == next && bytes.last() != Some(&b'\n') {
+                return None;
+            }
+            let found = usize::try_from(count_lines(&bytes)).ok()?;
+            if found > wanted {
+                let at = memrchr_iter(b'\n', &bytes).nth(wanted)?;
+                return Some((line, begin + at as u64 + 1));
+            }
+            wanted -= found;
+            end = begin;
+        }
+        None
+    }
+
+    /// Whether nothing was lost or given up of a part of a log.
+    fn is_unbroken(&self, stream: Stream, part: RangeInclusive<u64>) -> bool {
+        let state = self.run.state();
+        let is_cut = state
+            .cuts
+            .of(stream)
+            .is_some_and(|cut| cut.begin.offset <= *part.end() && *part.start() <= cut.end.offset);
+        !is_cut && !state.gaps.iter().any(|at| at.gap.stream == stream && part.contains(&at.offset))
     }
 
     /// The same by the journal alone, which tells of every hole: right behind `line` lines, or where less of them
