@@ -1,5 +1,7 @@
 //! The file store on a disk: what it leaves there, what it finds there, and what it does beside other processes.
 
+mod seek;
+
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -180,43 +182,295 @@ async fn the_last_lines_of_another_processs_run_are_those_that_are_written_marke
             let (lines, end) =
                 read(store, &run, ReadOptions { start, ..ReadOptions::new(View::STDOUT) }).await;
             let texts: Vec<_> = lines.into_iter().map(|(_, text)| text).collect();
-            let expected: Vec<_> = (after + 1..=6000).take(3).map(line).collect();
-            assert_eq!(texts, expected, "after {after}");
+            assert_eq!(texts, all[from..], "the last {count}");
+            assert_eq!(end, ReadEnd::Running { next: LineNumber(8) });
+            assert_eq!(store.position(&run, View::STDOUT, start).unwrap(), LineNumber(from as u64));
+            let offset = store.byte_offset(&run, Stream::Stdout, start).unwrap().0;
+            assert_eq!(offset, all[..from].iter().map(|line| line.len() as u64 + 1).sum::<u64>());
+            // Where their time is told, or their place among those of the other stream, they are not there yet.
+            for (view, marked) in [(View::STDOUT, 4), (View::All, 5)] {
+                let timed = ReadOptions { start, times: true, ..ReadOptions::new(view) };
+                let (lines, end) = read(store, &run, timed).await;
+                assert_eq!(lines.len(), marked.min(count as usize), "the last {count} of {view}");
+                assert_eq!(end, ReadEnd::Running { next: LineNumber(marked as u64) });
+            }
         }
+    }
+    writer.finish(success()).unwrap();
+}
+
+#[tokio::test]
+async fn a_folder_by_another_tool_is_a_run_and_is_followed() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = open(folder.path());
+    let run = id("by-hand");
+    let followed = {
+        let (service, run) = (service.clone(), run.clone());
+        tokio::spawn(async move {
+            read(&service, &run, ReadOptions { follow: true, ..ReadOptions::new(View::STDOUT) }).await
+        })
+    };
+    let of_run = folder.path().join("job_runs/by-hand");
+    fs::create_dir_all(&of_run).unwrap();
+    fs::write(of_run.join("stdout.log"), "one\ntwo\n").unwrap();
+    eventually("its lines are counted", || (service.run(&run).ok()?.stdout.lines == 2).then_some(())).await;
+    let mut log = fs::OpenOptions::new().append(true).open(of_run.join("stdout.log")).unwrap();
+    std::io::Write::write_all(&mut log, b"three\n").unwrap();
+    eventually("more lines are counted", || (service.run(&run).ok()?.stdout.lines == 3).then_some(())).await;
+    fs::write(of_run.join("metadata.json"), r#"{"job_run_id":"by-hand","exit_code":3,"tool":"theirs"}"#)
+        .unwrap();
+    let (lines, end) = followed.await.unwrap();
+    assert_eq!(lines, [(1, "one".into()), (2, "two".into()), (3, "three".into())]);
+    let ReadEnd::Complete(metadata) = end else { panic!("{end:?}") };
+    assert_eq!(metadata.state.exit(), Some(Exit::Code(3)));
+    assert_eq!(metadata.other["tool"], "theirs");
+    assert!(!of_run.join("journal").exists(), "nothing is written into a folder by another tool");
+}
+
+#[tokio::test]
+async fn both_streams_of_a_run_without_a_journal_are_followed_standard_output_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let service = open(folder.path());
+    let run = id("by-hand");
+    let of_run = folder.path().join("job_runs/by-hand");
+    fs::create_dir_all(&of_run).unwrap();
+    fs::write(of_run.join("stderr.log"), "warning\n").unwrap();
+    fs::write(of_run.join("stdout.log"), "one\ntwo\n").unwrap();
+    eventually("its lines are counted", || (service.run(&run).ok()?.stdout.lines == 2).then_some(())).await;
+    let follow = ReadOptions { follow: true, ..ReadOptions::new(View::All) };
+    let from = |since| ReadOptions { start: Start::After(LineNumber(since)), ..follow.clone() };
+    let mut events = service.read(&run, follow.clone()).unwrap();
+    let later: Vec<_> = [1, 3, 4].map(|since| service.read(&run, from(since)).unwrap()).into();
+    let Some(Ok(ReadEvent::Lines(first))) = events.next().await else {
+        panic!("nothing comes while it goes on")
+    };
+    assert_eq!((&first.bytes[..], first.first_position), (&b"one\ntwo\n"[..], LineNumber(1)));
+    let mut log = fs::OpenOptions::new().append(true).open(of_run.join("stdout.log")).unwrap();
+    std::io::Write::write_all(&mut log, b"three\nlast").unwrap();
+    let Some(Ok(ReadEvent::Lines(next))) = events.next().await else { panic!("it is not followed") };
+    assert_eq!((&next.bytes[..], next.first_position), (&b"three\n"[..], LineNumber(3)));
+    fs::write(of_run.join("metadata.json"), r#"{"job_run_id":"by-hand","exit_code":0}"#).unwrap();
+
+    let all = ["one", "two", "three", "last", "warning"];
+    for (since, events) in [3, 1, 3, 4].into_iter().zip([events].into_iter().chain(later)) {
+        let (lines, _) = rest(events).await;
+        let texts: Vec<_> = lines.iter().map(|(_, text)| text.as_str()).collect();
+        assert_eq!(texts, all[since..], "since {since}");
+    }
+    assert_eq!(read(&service, &run, ReadOptions::new(View::All)).await.0.len(), all.len());
+}
+
+#[tokio::test]
+async fn folders_that_were_there_before_the_store_are_listed() {
+    let folder = tempfile::tempdir().unwrap();
+    for n in 0..30 {
+        let of_run = folder.path().join(format!("job_runs/old-{n:02}"));
+        fs::create_dir_all(&of_run).unwrap();
+        fs::write(of_run.join("stdout.log"), "x\n".repeat(n)).unwrap();
+        let text =
+            format!(r#"{{"job_run_id":"old-{n:02}","exit_code":0,"finished_at":"2026-01-01T00:00:00Z"}}"#);
+        fs::write(of_run.join("metadata.json"), text).unwrap();
+    }
+    let store = open(folder.path());
+    let runs = store.runs(&RunQuery::default()).unwrap().runs;
+    assert_eq!(runs.len(), 30);
+    assert!(
+        runs.iter().all(|run| run.stdout.lines.to_string() == run.id().as_str()[4..].trim_start_matches('0')
+            || run.stdout.lines == 0)
+    );
+}
+
+#[test]
+fn a_document_without_times_and_totals_gets_them_from_the_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let of_run = folder.path().join("job_runs/bare");
+    fs::create_dir_all(&of_run).unwrap();
+    fs::write(of_run.join("stdout.log"), "one\ntwo\n").unwrap();
+    fs::write(of_run.join("metadata.json"), r#"{"job_run_id":"bare","exit_code":0}"#).unwrap();
+    for store in [open(folder.path()), other_process(folder.path())] {
+        let run = &store.runs(&RunQuery::default()).unwrap().runs[0];
+        let Some(ended) = run.state.ended() else { panic!("{run:?}") };
+        assert!(run.started_at.0 > 1_700_000_000_000_000 && ended >= run.started_at, "{run:?}");
+        assert_eq!((run.stdout.bytes, run.stdout.lines), (8, 2));
     }
 }
 
-/// Wherever a line is between two places that the index keeps, and whatever lies there: blank lines, long ones, a hole.
 #[tokio::test]
-async fn a_read_begins_with_the_line_that_it_is_to_begin_with() {
+async fn what_was_running_and_has_no_writer_is_lost_on_open() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = id("orphan");
+    {
+        // A writer that is forgotten keeps nothing but its files, as after a crash.
+        let other = other_process(folder.path());
+        let mut writer = other.start(RunSpec::new(run.clone()).command(["sleep"])).unwrap();
+        writer.append(Stream::Stdout, b"whole\n").unwrap();
+        writer.flush().unwrap();
+        writer.append(Stream::Stdout, b"behind the last mark\nunterm").unwrap();
+        crash_copy(folder.path(), &run);
+        writer.finish(success()).unwrap();
+    }
+    let crashed = folder.path().join("crashed");
+    let store = open(&crashed);
+    let (lines, end) = read(&store, &run, ReadOptions { follow: true, ..ReadOptions::new(View::All) }).await;
+    let texts: Vec<_> = lines.iter().map(|(_, text)| text.as_str()).collect();
+    assert_eq!(texts, ["whole", "behind the last mark", "unterm"]);
+    let ReadEnd::Complete(metadata) = end else { panic!("{end:?}") };
+    assert!(matches!(metadata.state, RunState::Lost { .. }));
+    assert_eq!(metadata.stdout.lines, 3);
+    let of_run = crashed.join("job_runs/orphan/metadata.json");
+    let written: JobMetadata = serde_json::from_slice(&fs::read(of_run).unwrap()).unwrap();
+    assert_eq!(written, *metadata);
+    assert_eq!(written.spec.command, ["sleep"]);
+    store.close().unwrap();
+    let again = open(&crashed);
+    assert_eq!(again.run(&run).unwrap(), *metadata, "and stays so");
+}
+
+/// Copies a run's folder as it is now, without the lock that its writer has.
+fn crash_copy(folder: &Path, run: &JobRunId) {
+    let to = folder.join("crashed/job_runs").join(run.as_str());
+    fs::create_dir_all(&to).unwrap();
+    for entry in fs::read_dir(folder.join("job_runs").join(run.as_str())).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_store_without_an_index_reports_a_lost_run_and_leaves_its_folder_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = id("orphan");
+    let other = other_process(folder.path());
+    let mut writer = other.start(RunSpec::new(run.clone())).unwrap();
+    writer.append(Stream::Stdout, b"a\nb").unwrap();
+    crash_copy(folder.path(), &run);
+    let reader = other_process(&folder.path().join("crashed"));
+    let (lines, end) =
+        read(&reader, &run, ReadOptions { follow: true, ..ReadOptions::new(View::STDOUT) }).await;
+    assert_eq!(lines, [(1, "a".into()), (2, "b".into())]);
+    let ReadEnd::Complete(metadata) = end else { panic!("{end:?}") };
+    assert_eq!((metadata.state.kind(), metadata.stdout.lines), (StateKind::Lost, 2));
+    assert!(!folder.path().join("crashed/job_runs/orphan/metadata.json").exists());
+}
+
+#[test]
+fn a_second_service_on_the_same_folder_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
-    let mut writer = store.start(RunSpec::new(id("r"))).unwrap();
-    let line = |n: u64| match n % 17 {
-        0 => String::new(),
-        5 if n.is_multiple_of(340) => format!("{n} {}", "x".repeat(40_000)),
-        _ => format!("{n} {}", "x".repeat((n * 7 % 180) as usize)),
-    };
-    for n in 1..=6000 {
-        writer.append(Stream::Stdout, format!("{}\n", line(n)).as_bytes()).unwrap();
-    }
-    writer.finish(success()).unwrap();
+    let error = FileLogStore::open(folder.path(), FileStoreOptions::default()).unwrap_err();
+    assert!(matches!(error, LogError::InUse { .. }), "{error}");
+    assert!(error.to_string().contains("index.redb"), "{error}");
     store.close().unwrap();
-    let (indexed, plain) = (open(folder.path()), other_process(folder.path()));
-    for after in (0..6000).step_by(23).chain(5990..6000) {
-        for store in [&indexed, &plain] {
-            let options = ReadOptions {
-                start: Start::After(LineNumber(after)),
-                limit: Some(3),
-                ..ReadOptions::new(View::STDOUT)
-            };
-            let (lines, _) = read(store, &id("r"), options).await;
-            let texts: Vec<_> = lines.into_iter().map(|(number, text)| (number, text)).collect();
-            let expected: Vec<_> = (after + 1..=6000).take(3).map(|n| (LineNumber(n).0, line(n))).collect();
-            assert_eq!(texts.len(), expected.len());
-            for ((_, text), (_, wanted)) in texts.iter().zip(&expected) {
-                assert_eq!(text, wanted, "after {after}");
-            }
+    drop(store);
+    open(folder.path());
+}
+
+#[test]
+fn a_folder_that_cannot_be_made_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    let error = FileLogStore::open(file.join("logs"), FileStoreOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("file/logs/job_runs"), "{error}");
+    let unindexed = FileLogStore::open_folder(file.join("logs"), FileStoreOptions::default()).unwrap();
+    let error = unindexed.start(RunSpec::new(id("x"))).err().unwrap();
+    assert!(matches!(error, LogError::Io { .. }), "{error}");
+}
+
+#[test]
+fn an_id_in_use_by_another_process_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (other_process(folder.path()), other_process(folder.path()));
+    let writer = one.start(RunSpec::new(id("x"))).unwrap();
+    assert!(matches!(two.start(RunSpec::new(id("x"))), Err(LogError::AlreadyExists { .. })));
+    assert!(matches!(two.append(&id("x"), Stream::Stdout, b"\n"), Err(LogError::InUse { .. })));
+    writer.finish(success()).unwrap();
+    assert!(matches!(two.append(&id("x"), Stream::Stdout, b"\n"), Err(LogError::Finished { .. })));
+    let leftovers: Vec<_> = fs::read_dir(folder.path().join("job_runs"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .filter(|name| name != "x")
+        .collect();
+    assert!(leftovers.is_empty(), "{leftovers:?}");
+}
+
+#[test]
+fn fields_of_an_existing_metadata_file_are_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let writer = store.start(RunSpec::new(id("x"))).unwrap();
+    let path = folder.path().join("job_runs/x/metadata.json");
+    fs::write(&path, r#"{"job_run_id":"x","owner":"somebody","exit_code":1}"#).unwrap();
+    writer.finish(success()).unwrap();
+    let text = fs::read_to_string(path).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((json["owner"].as_str(), json["exit_code"].as_i64()), (Some("somebody"), Some(0)), "{text}");
+}
+
+#[tokio::test]
+async fn a_log_cut_short_by_somebody_is_a_gap_and_not_a_wrong_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let mut writer = store.start(RunSpec::new(id("x"))).unwrap();
+    writer.append(Stream::Stdout, b"one\ntwo\nthree\nfour\n").unwrap();
+    writer.finish(success()).unwrap();
+    let log = folder.path().join("job_runs/x/stdout.log");
+    fs::OpenOptions::new().write(true).open(log).unwrap().set_len(8).unwrap();
+    for view in [View::STDOUT, View::All] {
+        let (lines, end) = read(&store, &id("x"), ReadOptions::new(view)).await;
+        assert_eq!(lines, [(1, "one".into()), (2, "two".into()), (2, "gap of 2".into())], "{view}");
+        assert!(matches!(end, ReadEnd::Complete(_)));
+    }
+}
+
+/// The index stays small and so does the journal, whatever the job does.
+#[test]
+fn index_and_journal_cost_next_to_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let line = format!("{}\n", "x".repeat(99));
+    let mut bulk = store.start(RunSpec::new(id("bulk"))).unwrap();
+    let batch = line.repeat(2_500);
+    for _ in 0..400 {
+        bulk.append(Stream::Stdout, batch.as_bytes()).unwrap();
+        // So that the index is committed more than once.
+        thread::sleep(Duration::from_millis(5));
+    }
+    bulk.finish(success()).unwrap();
+    let mut slow = store.start(RunSpec::new(id("slow"))).unwrap();
+    for _ in 0..2_000 {
+        slow.append(Stream::Stdout, line.as_bytes()).unwrap();
+        slow.flush().unwrap();
+    }
+    slow.finish(success()).unwrap();
+    let file = |path: &str| fs::metadata(folder.path().join(path)).unwrap();
+    let size = |path: &str| file(path).len();
+    let bulk_bytes = size("job_runs/bulk/stdout.log");
+    // While it is open the file has room to grow into, which takes no blocks yet.
+    let index_bytes = file("index.redb").blocks() * 512;
+    assert!(index_bytes <= bulk_bytes / 1_000 + 100 * 1024, "open: {index_bytes}");
+    store.close().unwrap();
+    assert_eq!(bulk_bytes, 100_000_000);
+    assert!(size("job_runs/bulk/journal") <= bulk_bytes / 1_000, "{}", size("job_runs/bulk/journal"));
+    let index_bytes = size("index.redb");
+    assert!(index_bytes <= bulk_bytes / 1_000 + 100 * 1024, "closed: {index_bytes}");
+    let slow_bytes = size("job_runs/slow/stdout.log");
+    assert!(size("job_runs/slow/journal") <= slow_bytes * 12 / 100, "{}", size("job_runs/slow/journal"));
+}
+
+/// What a thread of the store is just doing does not outlive the store.
+#[test]
+fn a_store_that_is_dropped_leaves_its_folder_to_the_next_one_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    for round in 0..150 {
+        let store = open(folder.path());
+        let writer = store.start(RunSpec::new(id(&format!("run-{round}")))).unwrap();
+        if round % 2 == 0 {
+            drop(store);
+            drop(writer);
+        } else {
+            drop(writer);
+            drop(store);
         }
     }
 }
