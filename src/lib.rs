@@ -106,10 +106,10 @@
 //!    in the index, then for a folder.
 //! 4. `FileSource::open` (`store/file/source/mod.rs`) asks `Places::line_floor` (`store/file/places.rs`) for a place at
 //!    or before the line: among those that wait for the index, with `Index::line_floor`, or without an index in the
-//!    journal. The index is not trusted: if the byte before the place is not `\n`, the log is read from its
-//!    beginning.
+//!    journal. Where the next place is nearer, the line is counted back from there. The index is not trusted: if the
+//!    byte before the place is not `\n`, the log is read from its beginning.
 //! 5. A `LineReader` (`store/file/lines.rs`) begins there and skips to the line: at most 64 KiB and one line are
-//!    read in vain.
+//!    read in vain, half of that where places are near.
 //! 6. `drive` (`store/follow.rs`) is the loop of every read, of a backlog and of a live run alike: mark the signal
 //!    as seen, ask the source, give what it has; if it has nothing, wait for the signal. A source first looks only
 //!    at what is in the page cache; if that is not enough it is asked again on a thread that may wait. For both

@@ -53,7 +53,7 @@ impl Places<'_> {
         let found = match (self.index, self.run.number) {
             (Some(index), Some(number)) => self
                 .trusted(index.line_floor(number, stream, line))
-                .map(|floor| self.from_behind(stream, line, floor, file).unwrap_or(floor.place)),
+                .map(|floor| self.counted_back(stream, line, floor, file).unwrap_or(floor.place)),
             _ => {
                 let start = Progress::start(self.run.state().run.started_at, 0);
                 let (last, _) = self.walk_journal(start, |progress| progress.of(stream).lines <= line)?;
@@ -67,7 +67,7 @@ impl Places<'_> {
     /// Where a line begins that is nearer to the next place than to the one before it, counted back from there: what has
     /// to be read of a large log to find a line is most of what that takes. `None` if it is not nearer, or there is
     /// anything on the way that is no line.
-    fn from_behind(
+    fn counted_back(
         &self,
         stream: Stream,
         line: u64,
