@@ -65,11 +65,21 @@ pub(crate) fn side_by_side(
     if std::env::args().any(|argument| ["--list", "--test"].contains(&&*argument)) {
         return;
     }
-    let ratios = (0..rounds).map(|_| {
-        let theirs = theirs();
-        theirs.as_secs_f64() / ours().as_secs_f64()
-    });
-    let mut ratios: Vec<f64> = ratios.collect();
-    ratios.sort_by(f64::total_cmp);
-    println!("{what}: {:.2} times the speed, median of {rounds} rounds by turns", ratios[rounds / 2]);
+    let mut rounds: Vec<(Duration, Duration)> = (0..rounds)
+        .map(|_| {
+            let theirs = theirs();
+            (ours(), theirs)
+        })
+        .collect();
+    let mut median = |key: fn(&(Duration, Duration)) -> f64| {
+        rounds.sort_by(|a, b| key(a).total_cmp(&key(b)));
+        key(&rounds[rounds.len() / 2])
+    };
+    let ratio = median(|(ours, theirs)| theirs.as_secs_f64() / ours.as_secs_f64());
+    let ours = Duration::from_secs_f64(median(|(ours, _)| ours.as_secs_f64()));
+    let theirs = Duration::from_secs_f64(median(|(_, theirs)| theirs.as_secs_f64()));
+    let rounds = rounds.len();
+    println!(
+        "{what}: {ratio:.2} times the speed, {ours:.2?} by {theirs:.2?}, medians of {rounds} rounds by turns"
+    );
 }

@@ -164,11 +164,11 @@ impl FileLogStore {
                 }
             }
         }
-        shared.watch()?.begin();
         let evictor = Evictor::start(Lent::new(shared))
             .map_err(LogError::io("starting a thread for", shared.layout.root()))?;
         let _ = shared.evictor.set(evictor);
         store.start_compressor()?;
+        shared.watch()?.begin();
         Ok(store)
     }
 

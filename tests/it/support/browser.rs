@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
@@ -40,23 +40,46 @@ impl Drop for Process {
 }
 
 impl Process {
+    /// chromedriver takes a port that is free by IPv6 and leaves when another process, such as the server of
+    /// another test, has the same one by IPv4: then it is started again.
     fn start() -> Self {
+        let mut said = String::new();
+        for _ in 0..20 {
+            match Self::try_start() {
+                Ok(process) => return process,
+                Err(output) => said = output,
+            }
+        }
+        panic!("chromedriver does not start; what it says:\n{said}");
+    }
+
+    /// # Errors
+    ///
+    /// What chromedriver printed before it left.
+    fn try_start() -> Result<Self, String> {
+        let (output, printer) = std::io::pipe().unwrap();
         let mut child = Command::new(CHROMEDRIVER)
             .arg("--port=0")
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stdout(printer.try_clone().unwrap())
+            .stderr(printer)
             .spawn()
             .unwrap_or_else(|error| panic!("{CHROMEDRIVER} (Debian's chromium-driver) is needed: {error}"));
-        let mut output = BufReader::new(child.stdout.take().unwrap());
-        let port = output
-            .by_ref()
-            .lines()
-            .map(|line| line.expect("chromedriver prints text"))
-            .find_map(|line| line.split_once("successfully on port ")?.1.trim_end_matches('.').parse().ok())
-            .expect("chromedriver tells its port");
-        // It must never find its output closed.
-        std::thread::spawn(move || drop(std::io::copy(&mut output, &mut std::io::sink())));
-        Self { child, port }
+        let mut output = BufReader::new(output);
+        let mut said = String::new();
+        for line in output.by_ref().lines() {
+            let line = line.expect("chromedriver prints text");
+            let port = line.split_once("successfully on port ").map(|(_, port)| port.trim_end_matches('.'));
+            if let Some(port) = port {
+                let port = port.parse().expect("a port is a number");
+                // It must never find its output closed.
+                std::thread::spawn(move || drop(std::io::copy(&mut output, &mut std::io::sink())));
+                return Ok(Self { child, port });
+            }
+            said += &line;
+            said.push('\n');
+        }
+        child.wait().unwrap();
+        Err(said)
     }
 }
 
