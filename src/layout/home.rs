@@ -1,10 +1,13 @@
 //! Whether a log folder is still where it was opened.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::Layout;
 use super::disk::{FileId, file_at};
+use super::run_folder::is_absent;
 
 /// Where a log folder was when it was opened, and the folder of runs in it: either can be moved away, or have another
 /// file system mounted over it.
@@ -13,16 +16,7 @@ pub(crate) struct Home {
     /// What of it was there, and which folders those were.
     folders: Vec<(PathBuf, FileId)>,
     /// What was found when it was last looked at, to be told once.
-    told: AtomicU8,
-}
-
-/// How a folder is not at its path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Missing {
-    /// Nothing is there.
-    Gone = 1,
-    /// Another one is.
-    Replaced,
+    told: Mutex<Option<String>>,
 }
 
 impl Home {
@@ -32,42 +26,38 @@ impl Home {
         let folders = [layout.root(), layout.job_runs()].map(Path::to_owned);
         let found = folders.into_iter().filter_map(|path| Some((file_at(&path)?, path)));
         let folders = found.map(|(identity, path)| (path, identity)).collect();
-        Self { folders, told: AtomicU8::new(0) }
+        Self { folders, told: Mutex::new(None) }
     }
 
     /// Why nothing at its path says anything of its runs, if it is not there any more. It is told to the log when that
     /// changes.
     pub(crate) fn away(&self) -> Option<String> {
-        let missing = self.folders.iter().find_map(|(path, was)| match file_at(path) {
-            Some(is) if is == *was => None,
-            Some(_) => Some((path, Missing::Replaced)),
-            None => Some((path, Missing::Gone)),
-        });
-        let found = missing.map_or(0, |(_, missing)| missing as u8);
-        if self.told.swap(found, Ordering::AcqRel) != found {
-            match missing {
-                Some((path, Missing::Gone)) => {
-                    tracing::warn!(path = %path.display(), "the log folder was moved or removed; its runs wait until it is back");
-                }
-                Some((path, Missing::Replaced)) => {
-                    tracing::warn!(path = %path.display(), "another folder is where the log folder was; whoever is to serve it has to be started again");
-                }
-                None => {
-                    let path = self.folders.first().map(|(path, _)| path.display().to_string());
-                    tracing::info!(path, "the log folder is back");
-                }
+        let found = self.folders.iter().find_map(|(path, was)| why_not_at(path, *was));
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if *told != found {
+            let path = self.folders.first().map(|(path, _)| path.display().to_string());
+            match &found {
+                Some(why) => tracing::warn!(path, "{why}; its runs wait until it is back"),
+                None => tracing::info!(path, "the log folder is back"),
             }
+            told.clone_from(&found);
         }
-        missing.map(|(path, missing)| {
-            let path = path.display();
-            match missing {
-                Missing::Gone => format!("the log folder was moved or removed; {path} has to come back"),
-                Missing::Replaced => format!(
-                    "the log folder was moved or removed, and {path} is another folder now; the one that was there \
-                     has to come back, or the service has to be started again to serve the other"
-                ),
-            }
-        })
+        found
+    }
+}
+
+fn why_not_at(path: &Path, was: FileId) -> Option<String> {
+    let shown = path.display();
+    match fs::metadata(path) {
+        Ok(found) if (found.dev(), found.ino()) == was => None,
+        Ok(_) => Some(format!(
+            "the log folder was moved or removed, and {shown} is another folder now; the one that was there \
+             has to come back, or the service has to be started again to serve the other"
+        )),
+        Err(error) if is_absent(&error) => {
+            Some(format!("the log folder was moved or removed; {shown} has to come back"))
+        }
+        Err(error) => Some(format!("the log folder can't be looked at: {shown}: {error}")),
     }
 }
 

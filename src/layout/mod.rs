@@ -151,14 +151,20 @@ impl Layout {
         Ok(RunFolder::at(path))
     }
 
-    /// Moves a run's folder back from the trash.
+    /// Moves a run's folder back from the trash. If that can't be done, it gets a name there that is none of an eviction,
+    /// so that it is not removed.
     ///
     /// # Errors
     ///
     /// What the system said; a folder that has its place by now is left alone.
     pub(crate) fn take_back(&self, id: &JobRunId, trashed: &RunFolder) -> Result<(), LogError> {
-        renameat_with(CWD, trashed.path(), CWD, self.run(id).path(), RenameFlags::NOREPLACE)
-            .map_err(|errno| LogError::io("taking back from the trash", trashed.path())(errno.into()))
+        let rename = |to: &Path| renameat_with(CWD, trashed.path(), CWD, to, RenameFlags::NOREPLACE);
+        rename(self.run(id).path()).map_err(|errno| {
+            let kept = self.trash.join(format!("{id}.{}.kept", UnixMicros::now().0));
+            let path = rename(&kept).map_or(trashed.path(), |()| &kept);
+            tracing::error!(path = %path.display(), "a run that was not to be evicted could not be moved back");
+            LogError::io("taking back from the trash", path)(errno.into())
+        })
     }
 
     /// What an eviction that was cut short left behind. Names that are none of ours are left out.

@@ -14,7 +14,7 @@ use rustix::fs::{FlockOperation, OFlags, flock, fstatvfs};
 use rustix::io::Errno;
 
 use crate::error::LogError;
-use crate::layout::{Disk, allocate, aside, chooses_blocks_late, compressed, file_at, punch_hole};
+use crate::layout::{Disk, allocate, aside, chooses_blocks_late, compressed, is_absent, punch_hole};
 
 /// How many bytes to gather before asking the system to write them to the disk.
 const WRITE_BACK_BYTES: u64 = 128 * 1024 * 1024;
@@ -140,10 +140,13 @@ impl AppendFile {
         Ok(())
     }
 
-    /// Whether the file that is written stands at its path, and not another or none.
+    /// Whether the file that is written stands at its path, and not another or none. While that can't be told, it is.
     pub(crate) fn is_at_its_path(&self) -> Result<bool, LogError> {
-        let found = self.file.metadata().map_err(LogError::io("looking at", &self.path))?;
-        Ok(file_at(&self.path) == Some((found.dev(), found.ino())))
+        let written = self.file.metadata().map_err(LogError::io("looking at", &self.path))?;
+        Ok(match fs::metadata(&self.path) {
+            Ok(found) => (found.dev(), found.ino()) == (written.dev(), written.ino()),
+            Err(error) => !is_absent(&error),
+        })
     }
 
     /// Goes on in a new, empty file at the path: what was written is not there any more. What somebody else has put
@@ -237,6 +240,23 @@ pub(crate) enum Changed {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_is_not_at_its_path_only_if_the_system_says_so() {
+        let home = tempfile::tempdir().unwrap();
+        let [folder, moved] = ["folder", "moved"].map(|name| home.path().join(name));
+        fs::create_dir(&folder).unwrap();
+        let file = AppendFile::create(folder.join("x")).unwrap();
+        assert!(file.is_at_its_path().unwrap());
+        fs::rename(&folder, &moved).unwrap();
+        assert!(!file.is_at_its_path().unwrap());
+        std::os::unix::fs::symlink(&folder, &folder).unwrap();
+        assert!(file.is_at_its_path().unwrap(), "the path leads in a circle");
+        fs::remove_file(&folder).unwrap();
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("x"), "").unwrap();
+        assert!(!file.is_at_its_path().unwrap());
+    }
 
     #[test]
     fn a_write_back_leaves_what_is_given_up_without_blocks() {

@@ -148,6 +148,37 @@ async fn after_a_power_cut_an_unfinished_run_is_lost_with_whole_lines_and_honest
     }
 }
 
+/// A machine that was shut down in an orderly way while a run went on took nothing of it, also of one that prints sectors
+/// of zeros, as a tape archive has them.
+#[tokio::test]
+async fn zeros_that_a_job_printed_are_kept_and_those_of_one_that_prints_text_are_not() {
+    let home = tempfile::tempdir().unwrap();
+    let [written, kept] = ["written", "kept"].map(|name| home.path().join(name));
+    let writing = FileLogStore::open_folder(&written, FileStoreOptions::default()).unwrap();
+    let long = [b'x'; 2000];
+    let zeros = [0; 2000];
+    for (name, first, second) in
+        [("binary", &b"ab\0cd\n"[..], &zeros[..]), ("text", b"text\n", &zeros), ("whole", b"text\n", &long)]
+    {
+        let id: JobRunId = name.parse().unwrap();
+        let mut writer = writing.start(RunSpec::new(id)).unwrap();
+        for bytes in [first, second, b"\nlast\n"] {
+            writer.append(Stream::Stdout, bytes).unwrap();
+            writer.flush().unwrap();
+        }
+        copy_folder(&written.join("job_runs").join(name), &kept.join("job_runs").join(name));
+        make_old(&kept.join("job_runs").join(name));
+    }
+    let store = FileLogStore::open(&kept, FileStoreOptions::default()).unwrap();
+    let mut lost = Vec::new();
+    for name in ["binary", "text", "whole"] {
+        let run = store.run(&name.parse().unwrap()).unwrap();
+        assert_eq!((run.state.kind(), run.stdout.lines), (StateKind::Lost, 3));
+        lost.push(run.stdout.dropped_lines);
+    }
+    assert_eq!(lost, [0, 2, 0]);
+}
+
 /// What was acknowledged stays, whatever becomes of the runs beside it and of the index.
 #[tokio::test]
 async fn after_a_power_cut_a_run_that_had_ended_is_what_it_was() {

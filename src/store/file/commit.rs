@@ -21,8 +21,7 @@ pub(crate) fn commit_waiting(store: &Lent) -> Committed {
 /// Writes what waits to the index, and lets go of runs that are over and written.
 pub(crate) fn commit_all(shared: &Shared, index: &Index) -> Committed {
     let _one_at_a_time = shared.committing.lock().unwrap_or_else(PoisonError::into_inner);
-    let tracked = shared.all_tracked();
-    for own in tracked.iter().filter_map(Tracked::own) {
+    for own in shared.all_tracked().iter().filter_map(Tracked::own) {
         own.try_flush();
     }
     if shared.check_home().is_err() {
@@ -31,8 +30,14 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) -> Committed {
     }
     mend(shared, index);
     let mut changes = Changes::default();
+    {
+        // Before the runs: a run that is forgotten from here on must not be written behind that.
+        let mut runs = shared.runs();
+        changes.forgotten = std::mem::take(&mut runs.forgotten);
+        changes.compressed = std::mem::take(&mut runs.compressed);
+    }
     let mut written = Vec::new();
-    for tracked in tracked {
+    for tracked in shared.all_tracked() {
         let run = tracked.run();
         let Some(number) = run.number else { continue };
         let was_over = run.is_over();
@@ -69,11 +74,6 @@ pub(crate) fn commit_all(shared: &Shared, index: &Index) -> Committed {
         changes.lines.extend(state.waiting.lines.iter().map(|&at| (number, at)));
         changes.progress.extend(state.waiting.places.iter().map(|&at| (number, at)));
         written.push((Arc::clone(run), state.waiting.lines.len(), state.waiting.places.len()));
-    }
-    {
-        let mut runs = shared.runs();
-        changes.forgotten = std::mem::take(&mut runs.forgotten);
-        changes.compressed = std::mem::take(&mut runs.compressed);
     }
     if changes.is_empty() {
         return Committed::Done;

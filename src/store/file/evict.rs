@@ -15,23 +15,21 @@
 mod by_folder;
 mod evictions;
 mod trash;
+mod victims;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use crate::error::LogError;
-use crate::index::codec::RunRecord;
-use crate::index::{Index, RunNumber, Urgency};
-use crate::layout::{Disk, FolderStamp, Removal, RunFolder};
+use crate::index::{Index, Urgency};
+use crate::layout::{Disk, Removal};
 use crate::line::UnixMicros;
 use crate::meter;
 use crate::retention::{
     Candidate, EvictedRun, EvictionReason, GcReport, GcRequest, KeptRun, RetentionPolicy, Standing, plan,
 };
-use crate::run::Tombstone;
 use crate::store::file::commit::commit_all;
-use crate::store::file::identity::{is_being_written, is_of};
 use crate::store::file::reconcile::mend;
 use crate::store::file::shared::Shared;
 
@@ -39,6 +37,7 @@ pub(crate) use evictions::Evictions;
 use evictions::{Turn, lock};
 use trash::remove;
 pub(crate) use trash::{outstanding, tombstone};
+use victims::Victim;
 
 /// Runs that are evicted with one commit.
 const BATCH: usize = 256;
@@ -63,16 +62,6 @@ struct Order {
     at_most: usize,
 }
 
-/// A run whose turn it is.
-struct Victim {
-    row: Candidate,
-    record: RunRecord,
-    /// Its folder when it was looked at.
-    looked: Option<FolderStamp>,
-    reason: EvictionReason,
-    stone: Tombstone,
-}
-
 /// Sees that what the index has added up is so, if runs are to go because of it.
 fn confirm_totals(
     index: &Index,
@@ -87,19 +76,6 @@ fn confirm_totals(
         turn.confirmed = Some(Instant::now());
     }
     Ok(())
-}
-
-/// Why a run is not evicted whose id was used again.
-const ANOTHERS: &str = "its folder is that of another run by now";
-/// Why one is not that somebody writes, or seems to.
-const LOCKED: &str = "somebody has its journal locked";
-
-/// Why what is in a folder is not the run of a record that is over, if it is not.
-fn not_over(folder: &RunFolder, record: &RunRecord) -> Option<&'static str> {
-    if !is_of(folder, record) {
-        return Some(ANOTHERS);
-    }
-    is_being_written(folder).then_some(LOCKED)
 }
 
 fn heard_later(error: &LogError) -> String {
@@ -233,9 +209,7 @@ impl Shared {
     fn evict(&self, index: &Index, turn: &mut Turn, order: Order) -> Result<GcReport, LogError> {
         let begun = Instant::now();
         let mut report = GcReport { dry_run: order.dry_run, ..GcReport::default() };
-        for number in std::mem::take(&mut turn.busy) {
-            turn.refused.remove(&number);
-        }
+        turn.begin(self.discovery.renewals());
         let refused_before = turn.refused.clone();
         let evicted = self.evict_in_batches(index, turn, order, &mut report);
         match order.dry_run {
@@ -309,10 +283,12 @@ impl Shared {
         order: Order,
         bytes: u64,
     ) -> Result<(Vec<(Candidate, EvictionReason)>, bool), LogError> {
-        let totals = index.totals()?;
+        // Of those that are passed over, some may have left the index since: then too few seem to be left, and more are
+        // kept than need be until the next time.
+        let runs = index.totals()?.evictable.saturating_sub(turn.refused.len() as u64);
         let standing = Standing {
             now: UnixMicros::now(),
-            runs: totals.evictable.saturating_sub(turn.refused.len() as u64),
+            runs: if order.policy.keep_last == 0 { u64::MAX } else { runs },
             bytes,
             to_free: order.to_free,
         };
@@ -323,98 +299,6 @@ impl Shared {
             let more = planned.next().is_some();
             (victims, more)
         })
-    }
-
-    /// Looks at the runs whose turn it is, and leaves out those that can't go. They are not tried again: others go in
-    /// their place.
-    fn look_at(
-        &self,
-        index: &Index,
-        turn: &mut Turn,
-        planned: Vec<(Candidate, EvictionReason)>,
-        order: Order,
-        report: &mut GcReport,
-    ) -> Result<Vec<Victim>, LogError> {
-        let evicted_at = UnixMicros::now();
-        let mut victims = Vec::new();
-        for (row, reason) in planned {
-            let Some(record) = index.record_to_evict(&row)? else {
-                turn.refused.insert(row.number);
-                continue;
-            };
-            let id = record.run.id().clone();
-            if self.evictions.going(&id).is_some() {
-                // It is gone, and its row goes when the index can be written.
-                report.bytes_after = report.bytes_after.saturating_sub(row.bytes);
-                turn.refuse_for_now(row.number);
-                continue;
-            }
-            let looked = self.layout.run(&id).stamp().ok().flatten();
-            let hindrance = match self.tracked(&id) {
-                Some(tracked) if tracked.run().number == Some(row.number) => {
-                    turn.busy.push(row.number);
-                    Some("its end is just being written")
-                }
-                Some(_) => {
-                    if !order.dry_run {
-                        self.forget_rows(row.number);
-                    }
-                    Some(ANOTHERS)
-                }
-                None => self.hindrance(index, &record, row.number, order.dry_run),
-            };
-            if let Some(why) = hindrance {
-                if why == LOCKED {
-                    turn.busy.push(row.number);
-                }
-                turn.refused.insert(row.number);
-                report.kept.push(KeptRun { id, why: why.to_owned() });
-                continue;
-            }
-            let stone = Tombstone::of(&record.run, evicted_at, reason.under(&order.policy));
-            victims.push(Victim { row, record, looked, reason, stone });
-        }
-        Ok(victims)
-    }
-
-    /// Why a run can't go, if it can't. What the index has not heard of yet it hears now.
-    fn hindrance(
-        &self,
-        index: &Index,
-        record: &RunRecord,
-        number: RunNumber,
-        dry_run: bool,
-    ) -> Option<&'static str> {
-        let id = record.run.id();
-        let folder = self.layout.run(id);
-        let Ok(is_there) = folder.is_there() else {
-            return Some("the disk does not tell whether its folder is there");
-        };
-        if !is_there {
-            if self.check_home().is_err() {
-                return Some("the log folder was moved or removed");
-            }
-            if !dry_run {
-                // There is nothing that could be removed, and what is not there takes up nothing.
-                self.forget_rows(number);
-            }
-            return Some("its folder is not there, or is a link");
-        }
-        // Whoever compresses a run has its journal locked, and is waited for.
-        let may_be_locked = |why: &&str| *why == LOCKED && self.compressions.is_under_way(id);
-        if let Some(why) = not_over(&folder, record).filter(|why| !may_be_locked(why)) {
-            if !dry_run && let Some(watch) = self.watching() {
-                watch.take_up(id);
-            }
-            return Some(why);
-        }
-        if !folder.is_pinned() {
-            return None;
-        }
-        if !dry_run {
-            self.tell_of_pin(index, id, number, true);
-        }
-        Some("it is pinned")
     }
 
     /// Evicts runs, and gives those that are gone.
@@ -469,27 +353,6 @@ impl Shared {
             evicted.push(victim);
         }
         Ok(evicted)
-    }
-
-    /// Moves the folder of a run to the trash, or says why not. Its id may have been used again since it was looked at:
-    /// another run is moved back.
-    fn move_to_trash(&self, victim: &Victim) -> Result<RunFolder, String> {
-        let Victim { record, looked, reason, stone, .. } = victim;
-        let there = self.layout.run(&stone.id);
-        if there.stamp().ok().flatten() != *looked
-            && let Some(why) = not_over(&there, record)
-        {
-            return Err(why.to_owned());
-        }
-        let moved = self.layout.move_to_trash(&stone.id, stone.evicted_at, reason.as_str());
-        let folder = moved.map_err(|error| error.to_string())?;
-        match not_over(&folder, record) {
-            None => Ok(folder),
-            Some(why) => {
-                self.layout.take_back(&stone.id, &folder).map_err(|error| error.to_string())?;
-                Err(why.to_owned())
-            }
-        }
     }
 
     /// Bytes that everything under the log folder takes up.

@@ -124,11 +124,11 @@ impl Next {
 fn make_index_if_missing(shared: &Shared) -> bool {
     let Some(index) = shared.index.as_ref().filter(|index| index.lacks_room()) else { return false };
     mend(shared, index);
-    for room in ROOM_FOR_INDEX {
-        if index.lacks_room() && shared.options.retention.is_on() {
-            shared.make_room_by_folder(room);
+    if index.lacks_room() && shared.options.retention.is_on() {
+        shared.make_room_by_folder(&ROOM_FOR_INDEX, || {
             mend(shared, index);
-        }
+            !index.lacks_room()
+        });
     }
     true
 }
@@ -164,8 +164,13 @@ pub(crate) fn audit(shared: &Shared, index: &Index) -> Result<u64, LogError> {
         for (number, mut record) in found.into_iter().filter(|(_, record)| record.run.state.is_over()) {
             let id = record.run.id().clone();
             let folder = shared.layout.run(&id);
-            if shared.tracked(&id).is_some() || !folder.is_there()? {
-                continue;
+            match folder.is_there() {
+                Ok(true) if shared.tracked(&id).is_none() => {}
+                Ok(_) => continue,
+                Err(error) => {
+                    tracing::warn!(%error, run = %id, "what a run takes up can't be compared");
+                    continue;
+                }
             }
             let pinned = folder.is_pinned();
             if pinned != index.is_pinned(number)? {

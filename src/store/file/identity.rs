@@ -2,8 +2,11 @@
 //! run that is over may use its id again, while no service runs or behind the back of one.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+
+use rustix::io::Errno;
 
 use crate::error::LogError;
 use crate::index::RunNumber;
@@ -82,7 +85,16 @@ impl Looks {
 /// Whether the run in a folder is the one that a record tells of. What can't be read tells nothing: then it is, unless
 /// the folder was made after that run had ended.
 pub(crate) fn is_of(folder: &RunFolder, record: &RunRecord) -> bool {
-    let written = folder.read_metadata().unwrap_or_default();
+    is_surely_of(folder, record).unwrap_or(true)
+}
+
+/// The same for who must not go wrong.
+///
+/// # Errors
+///
+/// What the system said when it could not tell.
+pub(crate) fn is_surely_of(folder: &RunFolder, record: &RunRecord) -> Result<bool, LogError> {
+    let written = known(folder.read_metadata())?.flatten();
     if record.has_journal {
         is_of_journaled(folder, record, written)
     } else {
@@ -90,28 +102,52 @@ pub(crate) fn is_of(folder: &RunFolder, record: &RunRecord) -> bool {
     }
 }
 
-fn is_of_journaled(folder: &RunFolder, record: &RunRecord, written: Option<JobMetadata>) -> bool {
-    // It is small, and plain when the rest is compressed.
-    if written.as_ref().is_some_and(|written| written.started_at == record.run.started_at) {
-        return true;
-    }
-    match began(folder, record.run.id()) {
-        Ok(Began::At(time)) => time == record.run.started_at,
-        Ok(Began::Unknown) => written.is_none() && !is_newer(folder, record),
-        Err(_) => true,
+/// What was read; `None` if there is something that is no such file, or is damaged: looking again would not help.
+fn known<T>(read: Result<T, LogError>) -> Result<Option<T>, LogError> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(LogError::Io { source, .. }) if is_no_such_file(&source) => Ok(None),
+        Err(error @ LogError::Io { .. }) => Err(error),
+        Err(_) => Ok(None),
     }
 }
 
-fn is_of_plain(folder: &RunFolder, record: &RunRecord, written: Option<JobMetadata>) -> bool {
-    if !record.run.state.is_over() {
-        return true;
+/// Whether an error says that what is at a path is no file: a folder, a link or a pipe.
+fn is_no_such_file(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(errno, None | Some(Errno::LOOP | Errno::NXIO))
+}
+
+fn is_of_journaled(
+    folder: &RunFolder,
+    record: &RunRecord,
+    written: Option<JobMetadata>,
+) -> Result<bool, LogError> {
+    // It is small, and plain when the rest is compressed.
+    if written.as_ref().is_some_and(|written| written.started_at == record.run.started_at) {
+        return Ok(true);
     }
-    if matches!(began(folder, record.run.id()), Ok(Began::At(_))) {
-        return false;
+    Ok(match known(began(folder, record.run.id()))? {
+        Some(Began::At(time)) => time == record.run.started_at,
+        Some(Began::Unknown) => written.is_none() && !is_newer(folder, record),
+        None => true,
+    })
+}
+
+fn is_of_plain(
+    folder: &RunFolder,
+    record: &RunRecord,
+    written: Option<JobMetadata>,
+) -> Result<bool, LogError> {
+    if !record.run.state.is_over() {
+        return Ok(true);
+    }
+    if matches!(known(began(folder, record.run.id()))?, Some(Began::At(_))) {
+        return Ok(false);
     }
     // Where nothing else tells when a run began, it is when its folder was made.
     let is_not_later = folder.made() == Some(record.run.started_at) || !is_newer(folder, record);
-    let Some(written) = written else { return is_not_later };
+    let Some(written) = written else { return Ok(is_not_later) };
     let is_known = |time: UnixMicros| time != UnixMicros::default();
     let (was, is) = (record.run.state, written.state);
     let told = is.ended().filter(|&ended| is_known(ended));
@@ -121,7 +157,7 @@ fn is_of_plain(folder: &RunFolder, record: &RunRecord, written: Option<JobMetada
         // A document need not tell that; a copy of a folder is made after its run ended.
         false => told.is_some() || is_not_later,
     };
-    began_then && ended_then && (!is.is_over() || was.exit() == is.exit())
+    Ok(began_then && ended_then && (!is.is_over() || was.exit() == is.exit()))
 }
 
 /// Whether a folder was made after the run of a record had ended.
@@ -129,8 +165,14 @@ fn is_newer(folder: &RunFolder, record: &RunRecord) -> bool {
     record.run.state.ended().is_some_and(|ended| folder.made().is_some_and(|made| made > ended))
 }
 
-/// Whether a writer that lives has the journal in a folder locked. No writer has what can't be opened.
-pub(crate) fn is_being_written(folder: &RunFolder) -> bool {
-    let journal = ReadFile::open_if_there(&folder.journal()).ok().flatten();
-    journal.is_some_and(|journal| journal.is_locked().unwrap_or(true))
+/// Whether a writer that lives has the journal in a folder locked. No writer has what is no file.
+///
+/// # Errors
+///
+/// What the system said when it could not tell.
+pub(crate) fn is_being_written(folder: &RunFolder) -> Result<bool, LogError> {
+    match known(ReadFile::open_if_there(&folder.journal()))?.flatten() {
+        Some(journal) => journal.is_locked(),
+        None => Ok(false),
+    }
 }

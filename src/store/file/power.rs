@@ -17,8 +17,8 @@ use crate::run::JobRunId;
 use crate::store::file::marks::{Entry, JournalReader};
 use crate::store::file::tracker::{last_touched, plain_metadata};
 
-/// How much of the end of a log is compared with its marks. Large logs are written to the disk while they grow,
-/// every 32 MiB, so what was lost lies within this.
+/// How much of the end of a log is compared with its marks. Large logs are written to the disk while they grow, each
+/// 128 MiB: on a disk that keeps up, what was lost lies within what was just being written and what came since.
 const CHECKED_BYTES: u64 = 256 * 1024 * 1024;
 /// How much of a log is read at once.
 const READ_BYTES: usize = 256 * 1024;
@@ -70,7 +70,7 @@ pub(super) fn check(
     let mut journal = JournalReader::new(journal);
     let mut at = Progress { journal: 0, ..*progress };
     at.streams = Default::default();
-    let mut damage = None;
+    let (mut damage, mut prints_zeros) = (None, false);
     while at.journal < progress.journal
         && let Entry::Record(record, behind) = journal.at(at.journal, Io::MayBlock)?
     {
@@ -82,7 +82,7 @@ pub(super) fn check(
                 && arrival.stream == stream
                 && after.bytes > from
                 && !is_given_up(before)
-                && let Some(sound) = check_mark(&mut log, &arrival, before, after)?
+                && let Some(sound) = check_mark(&mut log, &arrival, [before, after], &mut prints_zeros)?
             {
                 damage = Some((sound, before));
             }
@@ -99,12 +99,13 @@ pub(super) fn check(
     Ok(Some(sound))
 }
 
-/// Compares the lines that ended with a mark with what is in the log.
+/// Compares the lines that ended with a mark with what is in the log. A job that prints zeros among other bytes may print
+/// sectors full of them too: once it did, those are no sign of anything.
 fn check_mark(
     log: &mut ReadFile,
     arrival: &Arrival,
-    before: StreamProgress,
-    after: StreamProgress,
+    [before, after]: [StreamProgress; 2],
+    prints_zeros: &mut bool,
 ) -> Result<Option<Sound>, LogError> {
     if !matches!(arrival.what, What::Mark { .. }) || arrival.lines == 0 {
         return Ok(None);
@@ -128,8 +129,13 @@ fn check_mark(
                 sound.lines += count_lines(&text[..whole]);
             }
         }
-        // Within a long line, no end of a line tells of a sector that is missing.
-        hole |= zeros && sectors(&bytes, offset).any(is_hole);
+        if zeros {
+            // Within a long line, no end of a line tells of a sector that is missing.
+            for part in sectors(&bytes, offset) {
+                hole |= !*prints_zeros && is_hole(part);
+                *prints_zeros |= has_zeros_within(part);
+            }
+        }
         found += count_lines(&bytes);
         offset += bytes.len() as u64;
     }
@@ -151,6 +157,12 @@ fn sectors(bytes: &[u8], offset: u64) -> impl Iterator<Item = &[u8]> {
 /// Whether a part of a sector is nothing but zeros; some that a job wrote by itself are no sign of anything.
 fn is_hole(part: &[u8]) -> bool {
     part.len() >= LEAST_HOLE && is_zeros(part)
+}
+
+/// Whether zeros have something else behind them. A sector that was written before, and not again when more of it was
+/// used, ends with zeros.
+fn has_zeros_within(part: &[u8]) -> bool {
+    memchr(0, part).is_some_and(|first| !is_zeros(&part[first..]))
 }
 
 fn is_zeros(part: &[u8]) -> bool {

@@ -155,8 +155,8 @@ fn add_those_in_trash(layout: &Layout, tombstones: &mut Vec<Tombstone>) -> Resul
         tombstones.iter().map(|stone| (stone.id.clone(), stone.evicted_at)).collect();
     for trashed in layout.list_trash()? {
         let is_known = known.get(&trashed.id).is_some_and(|&evicted_at| evicted_at >= trashed.at);
-        // It may be another run, begun since.
-        if is_known || layout.run(&trashed.id).is_there()? {
+        // It may be another run, begun since; what the disk does not tell of may be there.
+        if is_known || !matches!(layout.run(&trashed.id).is_there(), Ok(false)) {
             continue;
         }
         if let Ok(Some(run)) = trashed.folder.read_metadata() {

@@ -31,7 +31,7 @@ fn a_folder_that_is_moved_away_under_the_service_comes_back_whole() {
     job.done().code(3);
     assert_eq!(fs::read_to_string(away.join("job_runs/r/stdout.log")).unwrap(), [line(1), line(2)].concat());
     // The service says why it can't answer, and of no run that it is gone.
-    service.wait_for("the log folder was moved or removed; its runs wait until it is back");
+    service.wait_for("has to come back; its runs wait until it is back");
     for verb in [&["runs"][..], &["logs", "done"], &["logs", "never"]] {
         asking.run(verb).code(5).says("the log folder was moved or removed");
     }

@@ -251,3 +251,45 @@ async fn what_is_taken_before_what_was_taken_is_told_of_too() {
         assert_eq!(numbers(&seen), [1, 5]);
     }
 }
+
+/// With a cap a run keeps its first lines and its last ones. Who takes no more than the beginning of a line takes nothing
+/// else from it.
+#[tokio::test]
+async fn of_a_run_with_a_cap_only_what_was_taken_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("job_runs/r/stdout.log");
+    let options = FileStoreOptions { max_run_bytes: 4096, ..FileStoreOptions::default() };
+    let store = FileLogStore::open(folder.path(), options).unwrap();
+    let mut writer = store.start(RunSpec::new(id("r"))).unwrap();
+    let lines: String = (1..=400).map(|number| format!("line {number}\n")).collect();
+    writer.append(Stream::Stdout, lines.as_bytes()).unwrap();
+    writer.append(Stream::Stdout, b"an unfinished ").unwrap();
+    writer.flush().unwrap();
+    cut(&log, lines.len() as u64 + 3);
+    std::thread::sleep(PAUSE);
+    writer.append(Stream::Stdout, b"line\nline 402\n").unwrap();
+    let run = writer.finish(success()).unwrap();
+    assert_eq!((run.stdout.lines, run.stdout.dropped_lines), (402, 1));
+    let (seen, _) = read(&store, "r", ReadOptions::new(View::STDOUT)).await;
+    assert_eq!(numbers(&seen), (1..=400).chain([402]).collect::<Vec<_>>());
+}
+
+/// The folder of a run that goes on is removed, and its id used again.
+#[tokio::test]
+async fn the_end_of_a_run_is_not_written_into_the_folder_of_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("job_runs/r");
+    let store = other_process(folder.path());
+    let mut writer = store.start(RunSpec::new(id("r"))).unwrap();
+    print(&mut *writer, PAUSE, 1..=3);
+    fs::rename(&run, folder.path().join("removed")).unwrap();
+    let others = other_process(folder.path());
+    let mut another = others.start(RunSpec::new(id("r"))).unwrap();
+    another.append(Stream::Stdout, b"another\n").unwrap();
+    let error = writer.finish(success()).unwrap_err();
+    assert!(error.to_string().contains("another run"), "{error}");
+    assert!(!run.join("metadata.json").exists());
+    let end = another.finish(success()).unwrap();
+    assert_eq!(end.stdout.lines, 1);
+    assert!(run.join("metadata.json").exists());
+}

@@ -1,6 +1,7 @@
 //! What is known of evictions under way: whose turn it is, which runs are just going, and who reads them.
 
 use std::collections::{HashMap, HashSet};
+use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Instant;
 
@@ -34,9 +35,21 @@ pub(crate) struct Turn {
     pub(super) beside: Option<u64>,
     /// When what the index has added up was last compared with its rows.
     pub(super) confirmed: Option<Instant>,
+    /// How often the index had been made anew: the numbers are those of that one.
+    pub(super) renewals: u64,
 }
 
 impl Turn {
+    /// Begins to evict by the index that was made anew so often.
+    pub(super) fn begin(&mut self, renewals: u64) {
+        for number in mem::take(&mut self.busy) {
+            self.refused.remove(&number);
+        }
+        if mem::replace(&mut self.renewals, renewals) != renewals {
+            self.refused.clear();
+        }
+    }
+
     /// Passes over a run until somebody evicts the next time.
     pub(super) fn refuse_for_now(&mut self, number: RunNumber) {
         self.refused.insert(number);
@@ -53,6 +66,7 @@ impl Default for Turn {
             in_vain: None,
             beside: None,
             confirmed: None,
+            renewals: 0,
         }
     }
 }

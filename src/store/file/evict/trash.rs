@@ -58,14 +58,28 @@ impl Shared {
         let trash = self.layout.list_trash()?;
         let mut failed = None;
         for batch in trash.chunks(BATCH) {
-            let told = self.tell_of_trash(index, batch);
-            if told.is_ok() {
-                for trashed in batch {
-                    lock(&self.evictions.going).remove(&trashed.id);
-                    remove(&trashed.folder, Removal::Everything);
+            // One that the disk does not tell of keeps nobody waiting but itself.
+            let (mut rows, mut told) = (Vec::new(), Vec::new());
+            for trashed in batch {
+                match outstanding(index, &self.layout, trashed, &self.options.retention) {
+                    Ok(row) => {
+                        rows.extend(row);
+                        told.push(trashed);
+                    }
+                    Err(error) => failed = Some(error),
                 }
             }
-            failed = told.err().or(failed);
+            // As long as the index can't be written they are gone all the same.
+            rows.iter().for_each(|(_, stone)| self.evictions.hide(stone));
+            match self.commit_evicted(index, &rows, told.iter().map(|trashed| &trashed.folder)) {
+                Ok(()) => {
+                    for trashed in told {
+                        lock(&self.evictions.going).remove(&trashed.id);
+                        remove(&trashed.folder, Removal::Everything);
+                    }
+                }
+                Err(error) => failed = Some(error),
+            }
         }
         failed = self.tell_of_those_without_trash(index, &trash).err().or(failed);
         failed.map_or(Ok(()), Err)
@@ -93,16 +107,6 @@ impl Shared {
         }
         Ok(())
     }
-
-    fn tell_of_trash(&self, index: &Index, batch: &[Trashed]) -> Result<(), LogError> {
-        let mut rows = Vec::new();
-        for trashed in batch {
-            rows.extend(outstanding(index, &self.layout, trashed, &self.options.retention)?);
-        }
-        // As long as the index can't be written they are gone all the same.
-        rows.iter().for_each(|(_, stone)| self.evictions.hide(stone));
-        self.commit_evicted(index, &rows, batch.iter().map(|trashed| &trashed.folder))
-    }
 }
 
 /// What the index still has to hear of an eviction that was cut short, if anything.
@@ -128,7 +132,8 @@ pub(crate) fn outstanding(
 pub(crate) fn tombstone(trashed: &Trashed, run: &JobMetadata, policy: &RetentionPolicy) -> Tombstone {
     let reason = EvictionReason::from_word(&trashed.reason);
     let reason = reason.map_or(trashed.reason.clone(), |reason| reason.under(policy));
-    Tombstone::of(run, trashed.at, reason)
+    // A copied document tells of the run that it was copied from.
+    Tombstone { id: trashed.id.clone(), ..Tombstone::of(run, trashed.at, reason) }
 }
 
 /// Removes what is ours of an evicted run. What can't be removed stays in the trash, and is tried again.

@@ -108,13 +108,15 @@ impl WriterHalf {
             let piece = &mut buffer[..left.min(64 * 1024)];
             log.take_over(piece)?;
             self.arrived(stream, piece, now);
+            // It may be much.
+            self.write_marks();
         }
         tracing::warn!(%stream, length, "somebody else wrote into the log of a run; that counts as printed");
         Ok(())
     }
 
-    /// Gives up what stands behind the last mark that ends within the first `length` bytes of a log, and brings the log
-    /// back to the length that it had.
+    /// Gives up what stands behind the last mark that ends within the first `length` bytes of a log, if a line is missing
+    /// that had ended, and brings the log back to the length that it had.
     fn cut_from(&mut self, stream: Stream, length: u64, now: UnixMicros) -> Result<(), LogError> {
         self.write_marks();
         let Some(files) = &self.files else { return Ok(()) };
@@ -122,32 +124,11 @@ impl WriterHalf {
             let waits = io::Error::other("what came before has not been written yet");
             return Err(LogError::io("telling the journal", files.journal.path())(waits));
         }
-        let path = files.logs[stream.index()].path().to_owned();
-        let known = self.cuts.of(stream);
-        // A stream has one cut. In a run with a cap it begins within the head, and what its middle gives up joins it.
-        let head = self.cap.as_ref().map(RunCap::head);
-        let target = [known.map(|cut| cut.begin.offset), head].into_iter().flatten().fold(length, u64::min);
-        let mut journal = JournalReader::new(ReadFile::open_when_there(files.journal.path())?);
-        let begin = journal.last_while(self.written.journal, |at| at.of(stream).line_start <= target)?;
-        let (from, to) = (*begin.of(stream), *self.progress.of(stream));
+        let path = files.logs[stream.index()].path();
+        let to = *self.progress.of(stream);
         tracing::warn!(path = %path.display(), length, written = to.bytes, "somebody else made the log of a run shorter; what is missing is counted");
-        if to.line_start > from.line_start {
-            let cut = Cut {
-                stream,
-                begin: Place { lines: from.lines, offset: from.line_start },
-                end: Place { lines: to.lines, offset: to.line_start },
-                by_others: true,
-            };
-            let lost_before = to.dropped_lines - from.dropped_lines;
-            let given_up_before = known.map_or(0, |cut| cut.bytes());
-            self.tell_of_cut(&CutFurther {
-                cut,
-                lines: cut.lines() - lost_before,
-                bytes: cut.bytes() - given_up_before,
-            })?;
-            if let Some(cap) = &mut self.cap {
-                cap.was_taken(stream, cut.begin, self.written);
-            }
+        if length < to.line_start {
+            self.give_up_from(stream, length)?;
         }
         let unterminated = to.unterminated();
         // What has a hole open lost its unfinished line to that.
@@ -166,6 +147,38 @@ impl WriterHalf {
         if files.syncs {
             // After a power cut, what was taken must not look like what the power cut took.
             files.journal.sync()?;
+        }
+        Ok(())
+    }
+
+    /// Tells the journal of lines that are missing behind the last mark that ends within the first `length` bytes.
+    fn give_up_from(&mut self, stream: Stream, length: u64) -> Result<(), LogError> {
+        let Some(files) = &self.files else { return Ok(()) };
+        let known = self.cuts.of(stream);
+        // A stream has one cut. In a run with a cap it begins within the head, and what its middle gives up joins it.
+        let head = self.cap.as_ref().map(RunCap::head);
+        let target = [known.map(|cut| cut.begin.offset), head].into_iter().flatten().fold(length, u64::min);
+        let mut journal = JournalReader::new(ReadFile::open_when_there(files.journal.path())?);
+        let begin = journal.last_while(self.written.journal, |at| at.of(stream).line_start <= target)?;
+        let (from, to) = (*begin.of(stream), *self.progress.of(stream));
+        if to.line_start <= from.line_start {
+            return Ok(());
+        }
+        let cut = Cut {
+            stream,
+            begin: Place { lines: from.lines, offset: from.line_start },
+            end: Place { lines: to.lines, offset: to.line_start },
+            by_others: true,
+        };
+        let lost_before = to.dropped_lines - from.dropped_lines;
+        let given_up_before = known.map_or(0, |cut| cut.bytes());
+        self.tell_of_cut(&CutFurther {
+            cut,
+            lines: cut.lines() - lost_before,
+            bytes: cut.bytes() - given_up_before,
+        })?;
+        if let Some(cap) = &mut self.cap {
+            cap.was_taken(stream, cut.begin, self.written);
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! The files of a run that is being written.
 
 use std::fs::File;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -109,7 +110,7 @@ impl Files {
         if self.syncs {
             note(self.journal.sync());
         }
-        note(folder.write_metadata(run, self.syncs));
+        note(self.write_metadata(run, folder));
         failed.map_or(Ok(()), Err)
     }
 
@@ -125,6 +126,15 @@ impl Files {
         }
         if self.syncs {
             self.journal.sync()?;
+        }
+        self.write_metadata(run, folder)
+    }
+
+    /// Writes `metadata.json`, unless the folder is that of another run by now: its id was used again.
+    fn write_metadata(&self, run: &JobMetadata, folder: &RunFolder) -> Result<(), LogError> {
+        if file_at(folder.path()).is_some_and(|found| Some(found) != self.folder) {
+            let why = io::Error::other("the folder is that of another run by now");
+            return Err(LogError::io("writing", folder.metadata())(why));
         }
         folder.write_metadata(run, self.syncs)
     }
