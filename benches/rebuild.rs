@@ -1,7 +1,8 @@
 //! Opening a store whose `index.redb` was deleted, until its runs can be listed: one run of the whole workload, the
 //! same without a journal, so that its lines have to be counted, and many small runs. `wc -l` is what counting the
 //! lines of the same file takes somebody who does nothing else. And what `databuild index rebuild` does, by turns with
-//! reading the bytes of the log.
+//! reading the bytes of the log: of files that are in the page cache, and of files that are on the disk alone, as after a
+//! restart of the machine.
 
 mod support;
 
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{Criterion, Throughput};
 use databuild_logs::{LogStore, RunQuery, rebuild_index};
+use rustix::fs::{Advice, fadvise};
 use support::{finished_run, folder, store, workload};
 
 const SMALL_RUNS: usize = 1_000;
@@ -36,11 +38,18 @@ fn rebuild(criterion: &mut Criterion) {
     group.bench_function("1 GB by its journal", |b| {
         b.iter_custom(|times| (0..times).map(|_| open_anew(&big, 1)).sum());
     });
+    let rebuild = || timed(|| assert_eq!(rebuild_index(&big, |_| ()).map(|made| made.scanned).ok(), Some(0)));
+    let read = || timed(|| assert_eq!(read_all(&log), bytes));
+    let from_disk = |action: &dyn Fn() -> Duration| {
+        leave_page_cache(&big);
+        action()
+    };
+    support::side_by_side("offline by the journal, against reading the log", 15, rebuild, read);
     support::side_by_side(
-        "offline by the journal, against reading the log",
+        "the same, nothing in the page cache",
         15,
-        || timed(|| assert_eq!(rebuild_index(&big, |_| ()).map(|made| made.scanned).ok(), Some(0))),
-        || timed(|| assert_eq!(read_all(&log), bytes)),
+        || from_disk(&rebuild),
+        || from_disk(&read),
     );
     fs::remove_file(big.join("job_runs/big/journal")).expect("the run has a journal");
     group.bench_function("1 GB by its lines", |b| {
@@ -107,6 +116,20 @@ fn read_all(log: &PathBuf) -> u64 {
         match file.read(black_box(&mut buffer)).expect("the log can be read") {
             0 => return bytes,
             length => bytes += length as u64,
+        }
+    }
+}
+
+/// Lets the page cache forget all files in a folder.
+fn leave_page_cache(folder: &Path) {
+    for entry in folder.read_dir().expect("the folder can be listed") {
+        let path = entry.expect("the folder can be listed").path();
+        if path.is_dir() {
+            leave_page_cache(&path);
+        } else {
+            let file = File::open(path).expect("the file can be opened");
+            file.sync_all().expect("the file can be synced");
+            fadvise(&file, 0, None, Advice::DontNeed).expect("the system takes advice");
         }
     }
 }
