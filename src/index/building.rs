@@ -204,6 +204,7 @@ impl Index {
 mod tests {
     use super::*;
     use crate::index::progress::LineCheckpoint;
+    use crate::journal::Place;
     use crate::line::{Stream, UnixMicros};
     use std::fs;
 
@@ -230,7 +231,8 @@ mod tests {
             let index = Index::open(path.clone()).unwrap();
             for (_, at) in places.iter().step_by(37) {
                 let floor = index.line_floor(1, Stream::Stdout, at.line).unwrap();
-                assert_eq!(floor.map(|floor| floor.place), Some((at.line, at.offset)));
+                let expected = Place { lines: at.line, offset: at.offset };
+                assert_eq!(floor.map(|floor| floor.place), Some(expected));
             }
             index.close().unwrap();
         }

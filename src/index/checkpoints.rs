@@ -167,6 +167,7 @@ pub(super) fn places((number, side, line): Key, value: &[u8]) -> Result<Vec<Line
 mod tests {
     use super::*;
     use crate::index::{Changes, Index};
+    use crate::journal::Place;
     use crate::line::UnixMicros;
 
     fn place(i: u64) -> LineCheckpoint {
@@ -210,7 +211,7 @@ mod tests {
             assert_eq!(rows(&index), [(10, 64), (650, 64), (1_290, 32)], "{step} at a time");
             assert_eq!(held(&index), all);
             for line in (0..1_650).step_by(3) {
-                let known = |at: &LineCheckpoint| (at.line, at.offset);
+                let known = |at: &LineCheckpoint| Place { lines: at.line, offset: at.offset };
                 let floor = all.iter().rfind(|at| at.line <= line).map(known);
                 let found = index.line_floor(5, Stream::Stderr, line).unwrap();
                 assert_eq!(found.map(|found| found.place), floor, "line {line}");

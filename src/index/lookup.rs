@@ -9,6 +9,7 @@ use crate::index::failure::{Failure, damaged};
 use crate::index::handle::Index;
 use crate::index::progress::{Checkpointer, LineCheckpoint, Progress, Resume};
 use crate::index::schema::{self, RunNumber};
+use crate::journal::Place;
 use crate::line::{Stream, UnixMicros};
 use crate::run::{JobRunId, Tombstone};
 
@@ -43,12 +44,11 @@ pub(crate) struct NotCompressed {
     pub(crate) behind: Option<(u64, RunNumber)>,
 }
 
-/// A place in a log with at most so many lines before it, and the one that is kept behind it if that is known too: lines
-/// before, and bytes.
+/// A place in a log with at most so many lines before it, and the one that is kept behind it if that is known too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LineFloor {
-    pub(crate) place: (u64, u64),
-    pub(crate) next: Option<(u64, u64)>,
+    pub(crate) place: Place,
+    pub(crate) next: Option<Place>,
 }
 
 impl Index {
@@ -124,10 +124,8 @@ impl Index {
         self.read(|transaction| {
             let table = transaction.open_table(schema::CHECKPOINTS)?;
             let found = checkpoints::floor(&table, run, stream, line)?;
-            Ok(found.map(|(at, next)| LineFloor {
-                place: (at.line, at.offset),
-                next: next.map(|at| (at.line, at.offset)),
-            }))
+            let place = |at: LineCheckpoint| Place { lines: at.line, offset: at.offset };
+            Ok(found.map(|(at, next)| LineFloor { place: place(at), next: next.map(place) }))
         })
     }
 

@@ -35,6 +35,7 @@ mod tests {
     use super::progress::{Cuts, LineCheckpoint, Progress};
     use super::*;
     use crate::error::LogError;
+    use crate::journal::Place;
     use crate::line::{Stream, UnixMicros};
     use crate::run::{JobMetadata, RunSpec, RunState, Tombstone};
 
@@ -124,7 +125,8 @@ mod tests {
             .collect();
         index.commit(&Changes { lines, progress, ..Changes::default() }).unwrap();
         assert_eq!(index.line_floor(7, Stream::Stdout, 599).unwrap(), None);
-        let floor = LineFloor { place: (1200, 131_072), next: Some((1800, 196_608)) };
+        let place = |lines, offset| Place { lines, offset };
+        let floor = LineFloor { place: place(1200, 131_072), next: Some(place(1800, 196_608)) };
         assert_eq!(index.line_floor(7, Stream::Stdout, 1799).unwrap(), Some(floor));
         assert_eq!(index.line_floor(8, Stream::Stdout, 1799).unwrap(), None);
         assert_eq!(index.line_floor(7, Stream::Stderr, 1799).unwrap(), None);

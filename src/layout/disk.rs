@@ -54,8 +54,8 @@ pub(crate) fn file_at(path: &Path) -> Option<FileId> {
     fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
 
-/// Asks for blocks of the disk for a part of a file, also of one behind its end, without changing its length. What is written there later finds
-/// room on a disk that is full by then. Gives false on a file system that can't do that.
+/// Asks for blocks of the disk for a part of a file, also of one behind its end, without changing its length. What is
+/// written there later finds room on a disk that is full by then. Gives false on a file system that can't do that.
 ///
 /// # Errors
 ///

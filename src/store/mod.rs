@@ -110,8 +110,8 @@ pub trait LogStore: Send + Sync {
         length: usize,
     ) -> Result<Bytes, LogError>;
 
-    /// Which bytes of a log are given up, because the run is larger than it may be or somebody else took them. While the run goes on, the end of
-    /// that part moves on. `None` if all are there.
+    /// Which bytes of a log are given up, because the run is larger than it may be or somebody else took them. While the
+    /// run goes on, the end of that part moves on. `None` if all are there.
     ///
     /// # Errors
     ///

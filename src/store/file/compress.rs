@@ -27,10 +27,9 @@ use crate::store::file::identity::is_of;
 ///
 /// # Errors
 ///
-/// [`LogError::NotFound`] if there is no such folder, or another run is in it; [`LogError::InUse`] if somebody else is at it, or has the journal
-/// locked; [`LogError::Unfinished`] if nothing in
-/// the folder says that the run is over; [`LogError::Closed`] when it should not go on; or what the disk said. The
-/// run can be read as before then.
+/// [`LogError::NotFound`] if there is no such folder, or another run is in it; [`LogError::InUse`] if somebody else is at
+/// it, or has the journal locked; [`LogError::Unfinished`] if nothing in the folder says that the run is over;
+/// [`LogError::Closed`] when it should not go on; or what the disk said. The run can be read as before then.
 pub(crate) fn compress_folder(
     folder: &RunFolder,
     record: &RunRecord,

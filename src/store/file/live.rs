@@ -85,9 +85,7 @@ impl Waiting {
         thin_out(&mut self.lines);
         thin_out(&mut self.places);
     }
-}
 
-impl Waiting {
     /// Lets go of what the index has: the first so many of each.
     pub(crate) fn committed(&mut self, lines: usize, places: usize) {
         self.lines.drain(..lines.min(self.lines.len()));

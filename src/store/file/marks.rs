@@ -75,9 +75,7 @@ impl JournalReader {
             }
         }
     }
-}
 
-impl JournalReader {
     /// The run behind the last record before `end` up to which `holds` does, from the beginning of the journal on.
     pub(crate) fn last_while(
         &mut self,

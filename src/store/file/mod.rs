@@ -101,8 +101,8 @@ pub struct FileStoreOptions {
 }
 
 impl Default for FileStoreOptions {
-    /// Every second, and every half minute; 512 MiB stay free; runs may be of any size; those that have ended survive a power cut, and
-    /// nothing is ever evicted.
+    /// Every second, and every half minute; 512 MiB stay free; runs may be of any size; those that have ended survive a
+    /// power cut, and nothing is ever evicted.
     fn default() -> Self {
         Self {
             liveness_interval: Duration::from_secs(1),

@@ -51,9 +51,12 @@ impl Places<'_> {
             return Ok(waiting);
         }
         let found = match (self.index, self.run.number) {
-            (Some(index), Some(number)) => self
-                .trusted(index.line_floor(number, stream, line))
-                .map(|floor| self.counted_back(stream, line, floor, file).unwrap_or(floor.place)),
+            (Some(index), Some(number)) => {
+                self.trusted(index.line_floor(number, stream, line)).map(|floor| {
+                    let at = floor.place;
+                    self.counted_back(stream, line, floor, file).unwrap_or((at.lines, at.offset))
+                })
+            }
             _ => {
                 let start = Progress::start(self.run.state().run.started_at, 0);
                 let (last, _) = self.walk_journal(start, |progress| progress.of(stream).lines <= line)?;
@@ -74,19 +77,19 @@ impl Places<'_> {
         floor: LineFloor,
         file: &mut ReadFile,
     ) -> Option<(u64, u64)> {
-        let ((lines, from), (next_lines, next)) = (floor.place, floor.next?);
-        let is_nearer = line - lines > next_lines - line;
-        if !is_nearer || file.is_compressed() || !self.is_unbroken(stream, from..=next) {
+        let (from, next) = (floor.place, floor.next?);
+        let is_nearer = line - from.lines > next.lines - line;
+        if !is_nearer || file.is_compressed() || !self.is_unbroken(stream, from.offset..=next.offset) {
             return None;
         }
         // Of the line ends before that place, the one behind which the line begins.
-        let mut wanted = usize::try_from(next_lines - line).ok()?;
-        let mut end = next;
-        while end > from {
-            let begin = end.saturating_sub(LITTLE_BYTES as u64).max(from);
+        let mut wanted = usize::try_from(next.lines - line).ok()?;
+        let mut end = next.offset;
+        while end > from.offset {
+            let begin = end.saturating_sub(LITTLE_BYTES as u64).max(from.offset);
             let length = usize::try_from(end - begin).ok()?;
             let Ok(Fetched::Bytes(bytes)) = file.read(begin, length, Io::MayBlock) else { return None };
-            if bytes.len() != length || end == next && bytes.last() != Some(&b'\n') {
+            if bytes.len() != length || end == next.offset && bytes.last() != Some(&b'\n') {
                 return None;
             }
             let found = usize::try_from(count_lines(&bytes)).ok()?;

@@ -122,10 +122,8 @@ impl Tracked {
             Self::Foreign(foreign) => !foreign.may_get_journal(),
         }
     }
-}
 
-impl Tracked {
-    /// Whether another run is in its folder by now. Whoever this process writes is asked only when it is over.
+    /// Whether another run is in its folder by now. A run that this process writes is asked only when it is over.
     pub(crate) fn is_outlived(&self) -> bool {
         match self {
             Self::Own(own) => own.run.is_over() && own.run.is_outlived(),
@@ -212,7 +210,7 @@ impl Shared {
         self.index.as_ref().map_or(Ok(()), |index| index.check_home())
     }
 
-    /// Takes the rows of a run whose folder is gone out of the index.
+    /// Takes the rows of a run whose folder is gone, or has another run in it, out of the index.
     pub(crate) fn forget_rows(&self, number: RunNumber) {
         self.runs().forgotten.push(number);
         self.nudge(Urgency::Soon);
