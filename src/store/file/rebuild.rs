@@ -2,21 +2,32 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::sync::mpsc::{self, SyncSender};
+use std::sync::{Mutex, PoisonError};
+use std::thread::{self, Scope, ScopedJoinHandle};
 
 use serde::Serialize;
 
 use crate::error::LogError;
-use crate::index::{Changes, Index, NewIndex, quarantine};
+use crate::index::{Changes, Index, NewIndex, RunNumber, quarantine};
 use crate::layout::{Layout, StoreLock};
 use crate::line::UnixMicros;
 use crate::retention::RetentionPolicy;
 use crate::run::{JobRunId, Tombstone};
-use crate::store::file::derive::{Standing, derive, started_at};
+use crate::store::file::derive::{Derived, Standing, derive, started_at};
 use crate::store::file::evict::tombstone;
+use crate::store::file::tracker::Found;
 
 /// Rows that are gathered before they are given to the new index.
 const ROWS_AT_ONCE: usize = 2048;
+
+/// The most threads that read run folders. Their rows are written by one.
+const MOST_READERS: usize = 8;
+
+/// What is read and not written yet of all runs, in messages of at most a few hundred places: so much is held in memory.
+const MOST_WAITING: usize = 64;
 
 /// How far a rebuild has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,24 +119,32 @@ fn put_in_place(
     let mut sink = Sink { index: NewIndex::create(path.to_owned())?, changes: Changes::default() };
     report.tombstones = tombstones.len() as u64;
     sink.changes.tombstones = tombstones;
-    let of_runs = runs.len() as u64;
-    let mut number = 0;
-    for (done, (_, id)) in (1..).zip(runs) {
-        number += 1;
-        match sink.add(layout, number, &id, report) {
-            Ok(()) => {}
-            Err(error @ (LogError::Index { .. } | LogError::Closed)) => return Err(error),
-            Err(error) => {
-                // What was gathered of it must not be taken for that of the next run.
-                sink.changes.forgotten.push(number);
-                sink.changes.lines.retain(|&(of, _)| of != number);
-                sink.changes.progress.retain(|&(of, _)| of != number);
-                sink.changes.pins.retain(|&(of, _)| of != number);
-                report.unreadable.push(UnreadableRun { run: id, why: error.to_string() });
+    let (of_runs, mut done) = (runs.len() as u64, 0);
+    let readers = readers_of(runs.len());
+    let runs = Mutex::new((1..).zip(runs.into_iter().map(|(_, id)| id)));
+    let next = || runs.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let mut unreadable = Vec::new();
+    thread::scope(|scope| {
+        let (tell, told) = mpsc::sync_channel(MOST_WAITING);
+        for _ in 0..readers {
+            let tell = tell.clone();
+            spawn(scope, layout, move || read_runs(layout, &next, &tell))?;
+        }
+        drop(tell);
+        for (number, told) in told {
+            let is_whole = !matches!(told, Told::Places(_));
+            if let Some(run) = sink.take(number, told, report)? {
+                unreadable.push((number, run));
+            }
+            if is_whole {
+                done += 1;
+                progress(RebuildProgress { runs: done, of_runs });
             }
         }
-        progress(RebuildProgress { runs: done, of_runs });
-    }
+        Ok::<_, LogError>(())
+    })?;
+    unreadable.sort_by_key(|(number, _)| *number);
+    report.unreadable.extend(unreadable.into_iter().map(|(_, run)| run));
     sink.flush()?;
     sink.index.finish()?;
     let index = layout.index();
@@ -170,15 +189,82 @@ fn add_those_in_trash(layout: &Layout, tombstones: &mut Vec<Tombstone>) -> Resul
 
 /// All runs, by when they started.
 fn by_start(layout: &Layout, report: &mut RebuildReport) -> Result<Vec<(UnixMicros, JobRunId)>, LogError> {
+    let ids = layout.list_runs()?;
+    let started =
+        |ids: &[JobRunId]| -> Vec<_> { ids.iter().map(|id| started_at(&layout.run(id), id)).collect() };
+    let (ours, others) = ids.split_at(ids.len().div_ceil(readers_of(ids.len())));
+    let started = thread::scope(|scope| {
+        let others: Result<Vec<_>, LogError> = others
+            .chunks(ours.len().max(1))
+            .map(|part| spawn(scope, layout, move || started(part)))
+            .collect();
+        let (mut all, others) = (started(ours), others?);
+        for part in others {
+            all.extend(part.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        }
+        Ok::<_, LogError>(all)
+    })?;
     let mut runs = Vec::new();
-    for id in layout.list_runs()? {
-        match started_at(&layout.run(&id), &id) {
+    for (id, started) in ids.into_iter().zip(started) {
+        match started {
             Ok(started) => runs.push((started, id)),
             Err(error) => report.unreadable.push(UnreadableRun { run: id, why: error.to_string() }),
         }
     }
     runs.sort_unstable();
     Ok(runs)
+}
+
+/// How many threads to read so many run folders with.
+fn readers_of(runs: usize) -> usize {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    cores.min(MOST_READERS).min(runs).max(1)
+}
+
+fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    layout: &Layout,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> Result<ScopedJoinHandle<'scope, T>, LogError> {
+    let builder = thread::Builder::new().name("rebuild".into());
+    builder.spawn_scoped(scope, work).map_err(LogError::io("starting a thread for", layout.root()))
+}
+
+/// What is told of a run.
+enum Told {
+    /// Some of its places; those behind them follow.
+    Places(Found),
+    /// All else, how many places there were, and whether it is pinned.
+    Whole { derived: Box<Derived>, places: u64, pinned: bool },
+    /// Why it can't be read.
+    Unreadable(JobRunId, LogError),
+}
+
+/// Reads run after run, and tells what there is of each under its number.
+fn read_runs(
+    layout: &Layout,
+    next: &impl Fn() -> Option<(RunNumber, JobRunId)>,
+    tell: &SyncSender<(RunNumber, Told)>,
+) {
+    while let Some((number, id)) = next() {
+        // Who does not listen any more has failed, and says so.
+        let tell = |told| tell.send((number, told)).map_err(|_| LogError::Closed);
+        let (folder, mut places) = (layout.run(&id), 0);
+        let derived = derive(&folder, &id, |found| {
+            places += found.len() as u64;
+            if found.len() == 0 { Ok(()) } else { tell(Told::Places(found.clone())) }
+        });
+        let told = match derived {
+            Ok(derived) => {
+                tell(Told::Whole { derived: Box::new(derived), places, pinned: folder.is_pinned() })
+            }
+            Err(LogError::Closed) => return,
+            Err(error) => tell(Told::Unreadable(id, error)),
+        };
+        if told.is_err() {
+            return;
+        }
+    }
 }
 
 fn remove_if_there(path: &Path) -> Result<(), LogError> {
@@ -197,34 +283,46 @@ struct Sink {
 }
 
 impl Sink {
-    fn add(
+    /// Takes what is told of a run under its number. Gives it if it can't be read.
+    ///
+    /// # Errors
+    ///
+    /// What kept the index from being written.
+    fn take(
         &mut self,
-        layout: &Layout,
-        number: u64,
-        id: &JobRunId,
+        number: RunNumber,
+        told: Told,
         report: &mut RebuildReport,
-    ) -> Result<(), LogError> {
-        let mut places = 0;
-        let derived = derive(&layout.run(id), id, |found| {
-            places += found.len() as u64;
-            self.changes.lines.extend(found.lines.iter().map(|at| (number, *at)));
-            self.changes.progress.extend(found.places.iter().map(|at| (number, *at)));
-            self.flush_if_full()
-        })?;
-        report.runs += 1;
-        report.places += places;
-        report.live += u64::from(matches!(derived.standing, Standing::Live | Standing::Abandoned));
-        let scanned = !derived.record.has_journal || derived.standing == Standing::OverByMetadata;
-        report.scanned += u64::from(scanned);
-        self.changes.runs.push((number, derived.record));
-        if layout.run(id).is_pinned() {
-            self.changes.pins.push((number, true));
+    ) -> Result<Option<UnreadableRun>, LogError> {
+        match told {
+            Told::Places(found) => {
+                self.changes.lines.extend(found.lines.iter().map(|at| (number, *at)));
+                self.changes.progress.extend(found.places.iter().map(|at| (number, *at)));
+            }
+            Told::Whole { derived, places, pinned } => {
+                let Derived { record, standing, .. } = *derived;
+                report.runs += 1;
+                report.places += places;
+                report.live += u64::from(matches!(standing, Standing::Live | Standing::Abandoned));
+                let scanned = !record.has_journal || standing == Standing::OverByMetadata;
+                report.scanned += u64::from(scanned);
+                self.changes.runs.push((number, record));
+                if pinned {
+                    self.changes.pins.push((number, true));
+                }
+            }
+            Told::Unreadable(run, error) => {
+                // What was gathered of it must not be taken for that of another run.
+                self.changes.forgotten.push(number);
+                self.changes.lines.retain(|&(of, _)| of != number);
+                self.changes.progress.retain(|&(of, _)| of != number);
+                return Ok(Some(UnreadableRun { run, why: error.to_string() }));
+            }
         }
-        self.flush_if_full()
-    }
-
-    fn flush_if_full(&mut self) -> Result<(), LogError> {
-        if self.changes.rows() < ROWS_AT_ONCE { Ok(()) } else { self.flush() }
+        if self.changes.rows() >= ROWS_AT_ONCE {
+            self.flush()?;
+        }
+        Ok(None)
     }
 
     fn flush(&mut self) -> Result<(), LogError> {

@@ -54,7 +54,7 @@ pub(crate) struct News {
 }
 
 /// Places that an index keeps.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Found {
     pub(crate) lines: Vec<LineCheckpoint>,
     pub(crate) places: Vec<Progress>,
