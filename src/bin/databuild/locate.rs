@@ -9,6 +9,8 @@ use crate::source::{Source, SourceError};
 
 /// How many candidates of an ambiguous beginning are named.
 const CANDIDATES: usize = 10;
+/// How many runs a service gives at once: where most of them are passed over, few requests are to do.
+const LARGEST_PAGE: usize = 1_000;
 
 /// How a run is named.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,23 +114,40 @@ impl Found {
 
 async fn find(source: &Source, name: &RunName, wait: bool) -> Result<Found, SourceError> {
     let mut query = RunQuery { limit: Some(1), ..RunQuery::default() };
+    let (mut enough, only_generated) = (1, wait && matches!(name, RunName::Id(_)));
     if let RunName::Id(id) = name {
         match source.run(id).await {
             Ok(run) => return Ok(Found::One(Box::new(run))),
             Err(error) if error.is_not_found() => {}
             Err(error) => return Err(error),
         }
-        query = RunQuery { limit: Some(CANDIDATES + 1), id_prefix: Some(id.to_string()), ..query };
+        if only_generated && !may_be_generated(id) {
+            return Ok(Found::Nothing);
+        }
+        enough = CANDIDATES + 1;
+        let limit = if only_generated { LARGEST_PAGE } else { enough };
+        query = RunQuery { limit: Some(limit), id_prefix: Some(id.to_string()), ..query };
     }
-    let mut runs = source.runs(&query, None).await?.runs;
-    if wait && matches!(name, RunName::Id(_)) {
-        runs.retain(|run| run.id().is_generated());
+    let (mut runs, mut cursor) = (Vec::new(), None);
+    loop {
+        let page = source.runs(&query, cursor.as_deref()).await?;
+        runs.extend(page.runs.into_iter().filter(|run| !only_generated || run.id().is_generated()));
+        cursor = page.next;
+        if cursor.is_none() || runs.len() >= enough {
+            break;
+        }
     }
     Ok(match runs.len() {
         0 => Found::Nothing,
         1 => Found::One(Box::new(runs.remove(0))),
         _ => Found::Several(runs),
     })
+}
+
+/// Whether a generated id can begin so.
+fn may_be_generated(beginning: &JobRunId) -> bool {
+    let rest = "00000000-0000-7000-8000-000000000000".get(beginning.as_str().len()..).unwrap_or_default();
+    format!("{beginning}{rest}").parse().is_ok_and(|id: JobRunId| id.is_generated())
 }
 
 fn waiting(source: Source, id: &JobRunId) -> Located {

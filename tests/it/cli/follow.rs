@@ -1,8 +1,9 @@
 //! `databuild logs --follow`: of runs that go on, that have not begun, and over services that come and go.
 
+use std::fs;
 use std::sync::Arc;
 
-use databuild_logs::{Exit, LogStore, Outcome, ServerOptions, StateKind};
+use databuild_logs::{Exit, JobRunId, LogStore, Outcome, ServerOptions, StateKind};
 use rustix::process::Signal;
 
 use super::{Setup, exited, numbers, run_id};
@@ -77,6 +78,31 @@ async fn an_id_that_is_waited_for_is_not_the_beginning_of_another() {
     assert_eq!(databuild.run(&["logs", "-f", &id[..30]]).code(0).text(), "generated\n");
     let refused = databuild.run(&["run", "--id", "latest", "--", "echo"]).code(125);
     refused.says("that is how the run that started last is called");
+}
+
+/// However many ids that somebody chose begin as a generated one does.
+#[test]
+fn a_generated_id_is_found_behind_more_chosen_ones_than_a_page_has() {
+    let databuild = Databuild::new();
+    let ended_on = |id: &str, day: u32| {
+        let folder = databuild.home.path().join("logs/job_runs").join(id);
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("stdout.log"), format!("{id}\n")).unwrap();
+        let time = format!("2026-01-{day:02}T00:00:00Z");
+        let document = serde_json::json!({"exit_code": 0, "started_at": time, "finished_at": time});
+        fs::write(folder.join("metadata.json"), document.to_string()).unwrap();
+    };
+    let oldest = JobRunId::generate().to_string();
+    let (beginning, newest) = (&oldest[..30], format!("{}000000", &oldest[..30]));
+    ended_on(&oldest, 1);
+    for n in 0..1_001 {
+        ended_on(&format!("{beginning}.{n}"), 2);
+    }
+    assert_eq!(databuild.run(&["logs", "-f", beginning]).code(0).text(), format!("{oldest}\n"));
+    ended_on(&newest, 3);
+    let refused = databuild.run(&["logs", "-f", beginning]).code(2);
+    let refused = refused.says("more than one run begins with").says(&oldest).says(&newest);
+    assert!(!refused.stderr.contains(&format!("{beginning}.")), "{}", refused.stderr);
 }
 
 #[tokio::test(flavor = "multi_thread")]
