@@ -56,9 +56,9 @@ pub(crate) fn run(args: RunArgs, log_dir: &Path, options: FileStoreOptions) -> E
     match record(args, log_dir, options) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("databuild: {error}");
+            note(format_args!("databuild: {error}"));
             if matches!(error, RunnerError::Log(LogError::Io { .. })) {
-                eprintln!("  the log folder is {}: --log-dir takes another", log_dir.display());
+                note(format_args!("  the log folder is {}: --log-dir takes another", log_dir.display()));
             }
             ExitCode::from(error.exit_code())
         }
@@ -79,7 +79,7 @@ fn record(args: RunArgs, log_dir: &Path, options: FileStoreOptions) -> Result<u8
         // The only task on this thread may block it.
         let mut running = SubProcessBackend::new(Arc::clone(&store)).start(job)?;
         if !quiet && io::stderr().is_terminal() {
-            eprintln!("databuild: run {}", running.job_run_id());
+            note(format_args!("databuild: run {}", running.job_run_id()));
         }
         Ok::<_, RunnerError>(attend(&mut running, &mut signals).await)
     })?;

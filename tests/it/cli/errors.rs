@@ -2,6 +2,8 @@
 
 use std::io::Write;
 use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
 
 use super::{Setup, exited};
 use crate::support::cli::{Databuild, NOBODY, Scripted, answer, events, path};
@@ -54,6 +56,20 @@ fn a_variable_that_does_not_parse_is_named() {
     }
     let done = with("DATABUILD_LOG_TOKEN", "two words").run(&["runs"]).code(2).says("DATABUILD_LOG_TOKEN");
     assert!(!done.stderr.contains("two words"), "a token is never shown: {}", done.stderr);
+}
+
+/// Standard error has no buffer, and others may write to it too.
+#[test]
+fn a_line_on_standard_error_is_one_write() {
+    let (said, stderr) = UnixDatagram::pair().unwrap();
+    let databuild = Databuild::new();
+    let mut command = databuild.command(&["gc", "--log-dir", "/nonexistent"]);
+    assert_eq!(command.stderr(OwnedFd::from(stderr)).status().unwrap().code(), Some(1));
+    said.set_nonblocking(true).unwrap();
+    let mut written = [0; 1000];
+    let length = said.recv(&mut written).unwrap();
+    let line = "databuild: the log folder /nonexistent does not exist\n";
+    assert_eq!(String::from_utf8_lossy(&written[..length]), line);
 }
 
 #[tokio::test(flavor = "multi_thread")]

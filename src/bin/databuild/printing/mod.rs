@@ -15,9 +15,10 @@ pub(crate) use units::bytes as byte_count;
 use units::bytes;
 pub(crate) use units::duration;
 
-/// A line on stderr. Nothing can be done when it can't be written.
+/// A line on stderr, in one write: whoever reads it gets a whole line, whatever others write there. Nothing can be
+/// done when it can't be written.
 pub(crate) fn note(line: impl Display) {
-    drop(writeln!(io::stderr().lock(), "{line}"));
+    drop(io::stderr().write_all(format!("{line}\n").as_bytes()));
 }
 
 /// A line on stderr for somebody who watches; left out when stderr goes to a file or a pipe.
