@@ -10,8 +10,9 @@ use databuild_logs::{LineNumber, StateKind};
 use crate::run;
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done, 1 failed, 2 not understood, 3 no such run, 5 no service answers, 130 after Ctrl-C. `databuild run` \
-and `databuild logs --exit-status` exit with the code of the job.";
+Exit codes: 0 done, 1 failed, 2 not understood, 3 no such run, 4 `databuild index check` could not look, 5 no service \
+answers, 130 after Ctrl-C. `databuild run` and `databuild logs --exit-status` exit with the code of the job; \
+`databuild run --help` says what 125 to 127 mean.";
 
 /// Runs jobs, keeps their logs, and shows them while they are written and after.
 #[derive(Debug, Parser)]
@@ -53,7 +54,8 @@ pub(crate) enum Command {
     Logs(LogsArgs),
     /// List runs, newest first
     Runs(RunsArgs),
-    /// Evict runs that are over: what the policy says, or what the flags say in its place
+    /// Evict runs that are over: what the policy says, or what the flags say in its place; exits with 1 if some of
+    /// it failed
     Gc(GcArgs),
     /// Look after the index of a log folder, while no service has it
     #[command(subcommand)]

@@ -77,6 +77,20 @@ impl Failure {
     }
 }
 
+/// The code of a verb that has shown what came of it: 0 if all of that is well, else 1. Whoever read it may have gone,
+/// which makes no success of what is none.
+///
+/// # Errors
+///
+/// Why it could not be shown.
+pub(crate) fn shown(is_well: bool, printed: io::Result<()>) -> Result<ExitCode, Failure> {
+    match printed {
+        Err(error) if is_well || error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ if is_well => Ok(ExitCode::SUCCESS),
+        _ => Ok(ExitCode::FAILURE),
+    }
+}
+
 /// An error and its causes in one line. A cause that the error has repeated already is left out.
 pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();

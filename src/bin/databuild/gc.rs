@@ -11,7 +11,7 @@ use databuild_logs::{
 };
 
 use crate::args::{GcArgs, RunsFormat};
-use crate::failure::{Code, Failure, chain};
+use crate::failure::{Code, Failure, chain, shown};
 use crate::printing::{byte_count, duration, note};
 use crate::settings::{Settings, runtime};
 use crate::source::SourceError;
@@ -30,22 +30,14 @@ pub(crate) fn run(args: &GcArgs, settings: &Settings) -> Result<ExitCode, Failur
         stop::on_interrupt()?;
         evict(&request, settings).await
     })?;
-    let mut out = BufWriter::new(io::stdout().lock());
-    match args.output {
-        RunsFormat::Json => {
-            serde_json::to_writer(&mut out, &report).map_err(io::Error::from)?;
-            out.write_all(b"\n")?;
-        }
-        RunsFormat::Text => print(&mut out, &report)?,
-    }
-    out.flush()?;
+    let printed = print(args.output, &report);
     for run in &report.kept {
         note(format_args!("databuild: run {} stays: {}", run.id, run.why));
     }
     if let Some(why) = &report.unfinished {
         note(format_args!("databuild: {why}"));
     }
-    Ok(ExitCode::SUCCESS)
+    shown(report.unfinished.is_none(), printed)
 }
 
 async fn evict(request: &GcRequest, settings: &Settings) -> Result<GcReport, Failure> {
@@ -144,7 +136,19 @@ fn add<E: Error + 'static>(all: &mut GcReport, more: Result<GcReport, E>) {
     (all.more, all.bytes_after, all.unfinished) = (more.more, more.bytes_after, more.unfinished);
 }
 
-fn print(out: &mut impl Write, report: &GcReport) -> io::Result<()> {
+fn print(format: RunsFormat, report: &GcReport) -> io::Result<()> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    match format {
+        RunsFormat::Json => {
+            serde_json::to_writer(&mut out, report)?;
+            out.write_all(b"\n")?;
+        }
+        RunsFormat::Text => print_text(&mut out, report)?,
+    }
+    out.flush()
+}
+
+fn print_text(out: &mut impl Write, report: &GcReport) -> io::Result<()> {
     let now = UnixMicros::now();
     let widest = report.evicted.iter().map(|run| run.id.as_str().len()).max().unwrap_or(0);
     for run in &report.evicted {

@@ -12,7 +12,7 @@ use databuild_logs::{
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::args::{CheckArgs, DumpArgs, IndexCommand, OfflineArgs, RebuildArgs, RunsFormat};
-use crate::failure::{Code, Failure};
+use crate::failure::{Code, Failure, shown};
 use crate::printing::{byte_count, note};
 use crate::settings::Settings;
 
@@ -46,25 +46,17 @@ fn rebuild(args: &RebuildArgs, dir: &Path) -> Result<ExitCode, Failure> {
         rebuild_index(dir, |progress| shown.tell(progress))
     })?;
     let mut out = io::stdout().lock();
-    match args.output {
-        RunsFormat::Json => print_json(&mut out, &report)?,
-        RunsFormat::Text => {
-            let seconds = began.elapsed().as_secs_f64();
-            let RebuildReport { runs, places, live, scanned, tombstones, .. } = &report;
-            writeln!(out, "{runs} runs and {places} places in their logs indexed in {seconds:.1} s")?;
-            writeln!(
-                out,
-                "{live} of them not over, {scanned} without a sound journal, {tombstones} evicted runs kept"
-            )?;
-        }
-    }
+    let printed = match args.output {
+        RunsFormat::Json => print_json(&mut out, &report),
+        RunsFormat::Text => print_rebuilt(&mut out, &report, began.elapsed()),
+    };
     if let Some(why) = &report.old_index {
         note(format_args!("databuild: what the old index knew of evicted runs is lost: {why}"));
     }
     for run in &report.unreadable {
         note(format_args!("databuild: run {} is left out: {}", run.run, run.why));
     }
-    Ok(if report.unreadable.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    shown(report.unreadable.is_empty(), printed)
 }
 
 fn check(args: &CheckArgs, dir: &Path) -> Result<CheckReport, Failure> {
@@ -82,17 +74,17 @@ fn show_check(args: &CheckArgs, checked: Result<CheckReport, Failure>) -> Result
         Ok(report) => report,
         Err(failure) => {
             if args.output == RunsFormat::Json {
-                print_json(&mut out, &serde_json::json!({ "error": failure.message() }))?;
+                // The same is said on stderr, and the code tells it whether this is read or not.
+                drop(print_json(&mut out, &serde_json::json!({ "error": failure.message() })));
             }
             return Err(failure.with(Code::NotChecked));
         }
     };
-    match args.output {
-        RunsFormat::Json => print_json(&mut out, &report)?,
-        RunsFormat::Text => print_check(&mut out, &report)?,
-    }
-    out.flush()?;
-    Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let printed = match args.output {
+        RunsFormat::Json => print_json(&mut out, &report),
+        RunsFormat::Text => print_check(&mut out, &report),
+    };
+    shown(report.is_clean(), printed)
 }
 
 fn compact(args: OfflineArgs, dir: &Path) -> Result<ExitCode, Failure> {
@@ -148,6 +140,16 @@ fn print_json(out: &mut impl Write, report: &impl serde::Serialize) -> io::Resul
     out.flush()
 }
 
+fn print_rebuilt(out: &mut impl Write, report: &RebuildReport, took: Duration) -> io::Result<()> {
+    let RebuildReport { runs, places, live, scanned, tombstones, .. } = report;
+    let seconds = took.as_secs_f64();
+    writeln!(out, "{runs} runs and {places} places in their logs indexed in {seconds:.1} s")?;
+    writeln!(
+        out,
+        "{live} of them not over, {scanned} without a sound journal, {tombstones} evicted runs kept"
+    )
+}
+
 fn print_check(out: &mut impl Write, report: &CheckReport) -> io::Result<()> {
     for Finding { kind, run, detail, repair } in &report.findings {
         let run = run.as_ref().map(|run| format!(" of run {run}")).unwrap_or_default();
@@ -161,10 +163,11 @@ fn print_check(out: &mut impl Write, report: &CheckReport) -> io::Result<()> {
     let CheckReport { runs, live, findings } = report;
     let of_them = if *live > 0 { format!(" ({live} of them being written)") } else { String::new() };
     match findings.len() {
-        0 => writeln!(out, "{runs} runs looked at{of_them}: everything agrees"),
-        1 => writeln!(out, "{runs} runs looked at{of_them}: 1 finding"),
-        count => writeln!(out, "{runs} runs looked at{of_them}: {count} findings"),
+        0 => writeln!(out, "{runs} runs looked at{of_them}: everything agrees")?,
+        1 => writeln!(out, "{runs} runs looked at{of_them}: 1 finding")?,
+        count => writeln!(out, "{runs} runs looked at{of_them}: {count} findings")?,
     }
+    out.flush()
 }
 
 const fn words(kind: FindingKind) -> &'static str {

@@ -85,6 +85,13 @@ fn help_names_the_verbs_and_the_variables() {
     for word in ["serve", "logs", "runs", "DATABUILD_LOG_DIR", "DATABUILD_LOG_SERVER", "--color"] {
         assert!(help.text().contains(word), "{word}");
     }
+    // Lines are broken where the terminal ends.
+    let words = help.text().split_whitespace().collect::<Vec<_>>().join(" ");
+    for code in
+        ["4 `databuild index check` could not look", "`databuild run --help` says what 125 to 127 mean"]
+    {
+        assert!(words.contains(code), "{words}");
+    }
     assert!(databuild.run(&["serve", "--help"]).code(0).text().contains("DATABUILD_LOG_LISTEN"));
     databuild.run(&[]).code(2);
 }

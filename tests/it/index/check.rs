@@ -392,9 +392,16 @@ fn what_could_not_be_looked_at_is_told_apart_from_what_was_found() {
         assert!(told["error"].as_str().is_some_and(|error| error.contains(why)), "{told}");
         assert!(told.get("findings").is_none());
         assert_eq!(databuild.run(&[&["index", "check"], args].concat()).code(4).text(), "");
+        databuild.run_unread(&[&["index", "check", "-o", "json"], args].concat()).code(4).says(why);
     };
     says(&[], "another process");
     says(&["--log-dir", "/nonexistent"], "does not exist");
     store.close().unwrap();
     databuild.run(&["index", "check", "-o", "json"]).code(0);
+    databuild.run_unread(&["index", "check", "-o", "json"]).code(0);
+    plain(&logs, "new", 3);
+    for format in ["json", "text"] {
+        databuild.run(&["index", "check", "-o", format]).code(1);
+        databuild.run_unread(&["index", "check", "-o", format]).code(1);
+    }
 }

@@ -262,11 +262,15 @@ fn what_the_first_calls_evicted_is_told_when_a_later_one_fails() {
     };
     let report = serde_json::to_string(&report).unwrap();
     let service = Scripted::new(move |_, before| match before {
-        0 => answer("200 OK", "application/json", &report),
+        0 | 2 | 4 => answer("200 OK", "application/json", &report),
         _ => answer("500 Internal Server Error", "text/plain", "no"),
     });
-    let done = Databuild::asking(&service.url).run(&["gc", "-o", "json"]).code(0);
+    let asking = Databuild::asking(&service.url);
+    let done = asking.run(&["gc", "-o", "json"]).code(1);
     let told: GcReport = serde_json::from_str(done.text()).unwrap();
     assert_eq!((evicted(&told), told.more), (vec!["r"], false));
     assert!(told.unfinished.is_some_and(|why| done.stderr.contains(&why)), "{}", done.stderr);
+    for format in ["json", "text"] {
+        asking.run_unread(&["gc", "-o", format]).code(1).says("there may be more to evict");
+    }
 }

@@ -66,6 +66,12 @@ impl Databuild {
         self.start(args).done()
     }
 
+    /// Runs to the end while nobody reads its standard output.
+    pub(crate) fn run_unread(&self, args: &[&str]) -> Done {
+        let (_, unread) = std::io::pipe().unwrap();
+        Running::new(self.command(args).stdout(unread).spawn().unwrap()).done()
+    }
+
     pub(crate) fn start(&self, args: &[&str]) -> Running {
         Running::new(self.command(args).spawn().unwrap())
     }
