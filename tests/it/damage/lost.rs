@@ -6,10 +6,18 @@ use super::*;
 use crate::power::make_old;
 use crate::support::disk::SmallDisk;
 
-/// Where the journal's first record is over, all that follows are numbers.
+/// Where the text of the journal's first record is over; all that follows are numbers.
 fn end_of_start(journal: &[u8]) -> usize {
-    let last = journal.iter().rposition(|&byte| byte == b'}').unwrap();
-    last + 1
+    let last = journal.windows(2).position(|pair| pair == b"}}").unwrap();
+    last + 2
+}
+
+/// The bits to flip of a journal: all that stand for numbers, and one of each byte of the text at the beginning.
+fn places(journal: &[u8]) -> Vec<(usize, usize)> {
+    let text = 32..end_of_start(journal);
+    assert!(journal.len() > text.end + 50, "five marks follow");
+    let bits = (0..journal.len()).flat_map(|at| (0..8).map(move |bit| (at, bit)));
+    bits.filter(|&(at, bit)| !text.contains(&at) || bit == at % 8).collect()
 }
 
 /// Each bit that stands for a number is flipped, and one of each byte of the text at the beginning. No line is wrong then,
@@ -21,35 +29,50 @@ async fn a_lost_run_whose_journal_has_any_bit_flipped_is_ended_with_all_its_line
     let options = FileStoreOptions { durability: Durability::None, min_free_bytes: 0, ..Default::default() };
     let [written, damaged] = ["written", "damaged"].map(|name| home.path().join(name));
     let store = FileLogStore::open_folder(&written, options.clone()).unwrap();
-    let mut cases = Vec::new();
-    for number in 0.. {
-        let name = format!("r{number:05}");
-        let mut writer = store.start(RunSpec::new(id(&name)).command(["make"])).unwrap();
+    let write = |name: &str| {
+        let mut writer = store.start(RunSpec::new(id(name)).command(["make"])).unwrap();
+        let mut append = |stream, text: &str| {
+            // So long that what passed takes two bytes of the journal, unless the machine is busy.
+            std::thread::sleep(Duration::from_micros(200));
+            writer.append(stream, text.as_bytes()).unwrap();
+            writer.flush().unwrap();
+        };
         for n in 1..=4 {
             let stream = if n % 2 == 0 { Stream::Stderr } else { Stream::Stdout };
-            writer.append(stream, format!("{stream} {n}\n").as_bytes()).unwrap();
-            writer.flush().unwrap();
+            append(stream, &format!("{stream} {n}\n"));
         }
-        writer.append(Stream::Stdout, b"no end").unwrap();
-        writer.flush().unwrap();
-        std::mem::forget(writer);
-        let folder = damaged.join("job_runs").join(&name);
-        copy_folder(&written.join("job_runs").join(&name), &folder);
-        let mut journal = fs::read(folder.join("journal")).unwrap();
-        let text = 32..end_of_start(&journal);
-        let mut bits = (0..journal.len())
-            .flat_map(|at| (0..8).map(move |bit| (at, bit)))
-            .filter(|&(at, bit)| !text.contains(&at) || bit == at % 8);
-        let Some((at, bit)) = bits.nth(number) else {
+        append(Stream::Stdout, "no end");
+        let folder = damaged.join("job_runs").join(name);
+        copy_folder(&written.join("job_runs").join(name), &folder);
+        drop(writer);
+        let journal = fs::read(folder.join("journal")).unwrap();
+        (folder, journal)
+    };
+    let shortest = (0..10).map(|n| {
+        let (folder, journal) = write(&format!("s{n:05}"));
+        fs::remove_dir_all(folder).unwrap();
+        journal
+    });
+    let shortest = shortest.min_by_key(Vec::len).unwrap();
+    let mut places = places(&shortest).into_iter().peekable();
+    let mut cases = Vec::new();
+    for number in 0.. {
+        let Some(&(at, bit)) = places.peek() else { break };
+        assert!(number < 20_000, "hardly a journal is as long as {} bytes", shortest.len());
+        let name = format!("r{number:05}");
+        let (folder, mut journal) = write(&name);
+        if journal.len() != shortest.len() {
             fs::remove_dir_all(folder).unwrap();
-            break;
-        };
+            continue;
+        }
+        places.next();
         journal[at] ^= 1 << bit;
         fs::write(folder.join("journal"), journal).unwrap();
         make_old(&folder);
         cases.push((name, format!("bit {bit} of byte {at} flipped")));
     }
-    assert!(cases.len() > 600, "{}", cases.len());
+    let (_, last) = cases.last().unwrap();
+    assert_eq!(*last, format!("bit 7 of byte {} flipped", shortest.len() - 1));
     let store = FileLogStore::open(&damaged, options).unwrap();
     for (name, what) in &cases {
         for view in VIEWS {
