@@ -209,7 +209,9 @@ async fn a_killed_writer_leaves_a_run_that_is_lost_or_finished_and_never_half() 
     let began = Instant::now();
     run("whole", &script).done().code(0);
     let life = began.elapsed();
-    let mut endless = run("endless", "echo this is line number 1 of the job; exec sleep 1000");
+    let script_of_endless = "echo this is line number 1 of the job; exec cat";
+    let (mut endless, _input) =
+        databuild.start_with_input(&["run", "--id", "endless", "--", "sh", "-c", script_of_endless]);
     endless.line();
     endless.signal(Signal::KILL);
     endless.done();
@@ -389,7 +391,8 @@ fn told_as_lost_after() -> Duration {
     let databuild = databuild();
     let address = HeldAddress::any();
     let service = serve(&databuild, &address);
-    let mut writer = databuild.start(&["run", "--id", "r", "--", "sh", "-c", "echo on; exec sleep 1000"]);
+    let args = ["run", "--id", "r", "--", "sh", "-c", "echo on; exec cat"];
+    let (mut writer, _input) = databuild.start_with_input(&args);
     assert_eq!(writer.line(), "on");
     let asking = Databuild::asking(format!("http://{address}"));
     let mut follower = asking.start(&["logs", "-f", "--exit-status", "r"]);
@@ -416,21 +419,22 @@ fn a_run_whose_writer_is_killed_is_told_as_lost_within_two_seconds() {
     assert!(tries.any(|after| after < Duration::from_secs(2)), "each time it took longer");
 }
 
-/// Many writers that die at once on a slow disk: nobody who follows waits for the syncs of the others.
-#[tokio::test(flavor = "multi_thread")]
-async fn of_many_runs_that_are_lost_at_once_every_follower_hears_before_the_disk_is_done() {
-    const RUNS: usize = 40;
+/// How many runs are lost at once in the next test.
+const LOST: usize = 40;
+
+/// How many ends are written when the last follower of many runs, whose writers died at once, hears of its own.
+async fn written_when_all_hear() -> usize {
     let databuild = databuild();
     let trace = databuild.home.path().join("trace");
-    // The syncs of all take four seconds and more.
+    // The syncs of all take ten seconds and more.
     let slow =
-        ["--seccomp-bpf", "-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:delay_exit=20000"];
+        ["--seccomp-bpf", "-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:delay_exit=50000"];
     let service = databuild.start_traced(&trace, &slow, &["serve", "--listen", "127.0.0.1:0"]);
     let client = Client::new(&service.address().unwrap(), None).unwrap();
-    let ids: Vec<_> = (0..RUNS).map(|n| format!("r{n}")).collect();
-    let script = "echo this is line number 1 of the job; exec sleep 60";
-    let mut writers: Vec<_> =
-        ids.iter().map(|id| databuild.start(&["run", "--id", id, "--", "sh", "-c", script])).collect();
+    let ids: Vec<_> = (0..LOST).map(|n| format!("r{n}")).collect();
+    let script = "echo this is line number 1 of the job; exec cat";
+    let start = |id| databuild.start_with_input(&["run", "--id", id, "--", "sh", "-c", script]);
+    let (mut writers, _inputs): (Vec<_>, Vec<_>) = ids.iter().map(|id| start(id)).unzip();
     writers.iter_mut().for_each(|writer| drop(writer.line()));
     let followers: Vec<_> = ids
         .iter()
@@ -444,10 +448,24 @@ async fn of_many_runs_that_are_lost_at_once_every_follower_hears_before_the_disk
         assert_eq!((followed.lines, followed.end.state), (1, StateKind::Lost));
     }
     let written = ids.iter().filter(|id| run_folder(&databuild, id).join("metadata.json").exists()).count();
-    assert!(written < RUNS / 2, "the last one hears of it when {written} ends are written");
     for id in &ids {
         assert_eq!(metadata(&run_folder(&databuild, id)).state.kind(), StateKind::Lost, "{id}");
     }
+    written
+}
+
+/// Many writers that die at once on a slow disk: nobody who follows waits for the syncs of the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_runs_that_are_lost_at_once_every_follower_hears_before_the_disk_is_done() {
+    // As above, another try may be needed.
+    for _ in 0..3 {
+        let written = written_when_all_hear().await;
+        eprintln!("{written} of {LOST} ends are written");
+        if written < LOST / 2 {
+            return;
+        }
+    }
+    panic!("each time the last one hears of it when half of the ends are written");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ChildStdin, Stdio};
 use std::sync::Arc;
 
 use databuild_logs::{
@@ -28,7 +28,11 @@ fn metadata(databuild: &Databuild, run: &str) -> JobMetadata {
 
 /// A job of this id that is a shell script.
 fn job(databuild: &Databuild, run: &str, script: &str) -> Running {
-    databuild.start(&["run", "-q", "--id", run, "--cwd", "/", "--", "bash", "-c", script])
+    job_with_input(databuild, run, script).0
+}
+
+fn job_with_input(databuild: &Databuild, run: &str, script: &str) -> (Running, ChildStdin) {
+    databuild.start_with_input(&["run", "-q", "--id", run, "--cwd", "/", "--", "bash", "-c", script])
 }
 
 /// Files are the truth, the index is derived: delete it, damage it, and the same is made of the files.
@@ -242,7 +246,7 @@ async fn law_5_every_stream_ends() {
     ends.done().code(4);
     assert_eq!((end.name.as_str(), state(&end.data)), ("complete", "failed".to_owned()));
 
-    let dies = job(&databuild, "dies", "echo begun; sleep 60");
+    let (dies, _input) = job_with_input(&databuild, "dies", "echo begun; exec cat");
     let mut follower = follow("dies").await;
     dies.signal(Signal::KILL);
     let end = follower.events_until(|event| event.name != "log").await.pop().unwrap();
@@ -258,7 +262,7 @@ async fn law_5_every_stream_ends() {
     assert_eq!(end.name, "evicted");
     assert_eq!(serde_json::from_str::<Tombstone>(&end.data).unwrap().id.as_str(), "goes");
 
-    let goes_on = job(&databuild, "goes-on", "echo begun; sleep 60");
+    let (goes_on, _input) = job_with_input(&databuild, "goes-on", "echo begun; exec cat");
     let mut follower = follow("goes-on").await;
     let (stopped, events) = tokio::join!(server.stop(), follower.events_until(|event| event.name != "log"));
     stopped.unwrap();

@@ -27,11 +27,9 @@ const REFUSED: [(&str, &str); 10] = [
 fn killed_writers() -> (Databuild, Vec<String>) {
     let databuild = no_floor();
     let ids: Vec<_> = ["marked", "unmarked", "torn"].map(str::to_owned).into();
-    let script = "printf 'one\ntwo\nhal'; exec sleep 60";
-    let writers: Vec<_> = ids
-        .iter()
-        .map(|id| databuild.start(&["run", "--quiet", "--id", id, "--", "sh", "-c", script]))
-        .collect();
+    let script = "printf 'one\ntwo\nhal'; exec cat";
+    let start = |id| databuild.start_with_input(&["run", "--quiet", "--id", id, "--", "sh", "-c", script]);
+    let (writers, _inputs): (Vec<_>, Vec<_>) = ids.iter().map(|id| start(id)).unzip();
     let has_begun = |id: &String| {
         fs::metadata(run_folder(&databuild, id).join("stdout.log")).is_ok_and(|log| log.len() == 11)
     };

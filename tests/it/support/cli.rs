@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -74,6 +74,14 @@ impl Databuild {
 
     pub(crate) fn start(&self, args: &[&str]) -> Running {
         Running::new(self.command(args).spawn().unwrap())
+    }
+
+    /// The same with an input, which ends when it is dropped: a job that reads it (`cat`) ends with the test, whatever
+    /// becomes of who started it.
+    pub(crate) fn start_with_input(&self, args: &[&str]) -> (Running, ChildStdin) {
+        let mut child = self.command(args).stdin(Stdio::piped()).spawn().unwrap();
+        let input = child.stdin.take().unwrap();
+        (Running::new(child), input)
     }
 
     /// A service on a free port, and where it is.
