@@ -100,18 +100,21 @@ impl Databuild {
     }
 
     /// Runs to the end while something happens to a call to the system (`write:error=EIO:when=3`) whenever a thread makes
-    /// it for the third time; only calls that are about one of these files count, if any are named. Tells too whether
-    /// it came to that.
+    /// it for the third time, or to several calls, with spaces between; only calls that are about one of these files
+    /// count, if any are named. Tells too whether it came to that, with the last of the calls.
     pub(crate) fn run_injected(&self, inject: &str, files: &[PathBuf], args: &[&str]) -> (Done, bool) {
         let trace = self.home.path().join("trace");
-        let call = format!("trace={}", inject.split(':').next().unwrap());
-        let inject = format!("inject={inject}");
-        let mut options = vec!["--seccomp-bpf", "-e", &call, "-e", &inject];
+        let calls: Vec<_> = inject.split(' ').map(|inject| inject.split(':').next().unwrap()).collect();
+        let traced = format!("trace={}", calls.join(","));
+        let injections: Vec<_> = inject.split(' ').map(|inject| format!("inject={inject}")).collect();
+        let mut options = vec!["--seccomp-bpf", "-e", &traced];
+        injections.iter().for_each(|inject| options.extend(["-e", inject]));
         for file in files {
             options.extend(["-P", file.to_str().unwrap()]);
         }
         let done = self.start_traced(&trace, &options, args).done();
-        (done, std::fs::read_to_string(trace).unwrap().contains("(INJECTED)"))
+        let is_injected = |line: &str| line.contains("(INJECTED)") && line.contains(calls[calls.len() - 1]);
+        (done, std::fs::read_to_string(trace).unwrap().lines().any(is_injected))
     }
 
     /// Runs until a thread makes this call for the third time (`write:when=3`), and is killed then; children are not.
