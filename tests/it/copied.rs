@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use databuild_logs::{
     CheckOptions, FileLogStore, FileStoreOptions, JobMetadata, JobRunId, LineNumber, LogStore, ReadEnd,
@@ -182,13 +182,14 @@ fn a_copy_of_a_run_that_goes_on_is_lost_when_nobody_copies_any_more() {
     thread::sleep(Duration::from_millis(600));
     let store = open(folder.path());
     let target = folder.path().join("job_runs");
+    let begun = Instant::now();
     assert!(Command::new("cp").arg("-r").arg(&original).arg(&target).status().unwrap().success());
     wait_until("the copy is seen", || store.run(run.id()).is_ok_and(|run| run.stdout.lines == LINES));
-    thread::sleep(Duration::from_secs(3));
-    assert_eq!(store.run(run.id()).unwrap().state.kind(), StateKind::Running);
-    assert!(!target.join("r/metadata.json").exists());
-    let is_lost = || store.run(run.id()).unwrap().state.kind() == StateKind::Lost;
+    let is_written = || target.join("r/metadata.json").exists();
+    let is_lost = || is_written() || store.run(run.id()).unwrap().state.kind() == StateKind::Lost;
     until(is_lost, || "the copy is never lost".to_owned());
-    wait_until("it is written", || target.join("r/metadata.json").exists());
+    let after = begun.elapsed();
+    assert!(after > Duration::from_millis(4_900), "it is lost after {after:?}");
+    wait_until("it is written", is_written);
     assert_eq!(store.run(run.id()).unwrap().stdout.lines, LINES);
 }

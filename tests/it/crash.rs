@@ -10,7 +10,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -129,13 +129,15 @@ struct Followed {
     end: Completion,
 }
 
-/// Follows a run to its end over however many connections; every line is checked as it comes.
-async fn follow(client: Client, id: JobRunId, view: View) -> Followed {
+/// Follows a run to its end over however many connections; every line is checked as it comes. Adds itself to `begun` with
+/// the first of them.
+async fn follow(client: Client, id: JobRunId, view: View, begun: Arc<AtomicUsize>) -> Followed {
     let mut events = client.read(&id, LogQuery { follow: true, ..LogQuery::new(view) });
     let (mut lines, mut reconnects) = (0, 0);
     while let Some(event) = events.next().await {
         match event.unwrap() {
             ClientEvent::Lines(batch) => {
+                begun.fetch_add(usize::from(lines == 0), Ordering::Relaxed);
                 for found in batch.lines() {
                     lines += 1;
                     assert_eq!(found.number.0, lines, "{id}: a line was lost or repeated");
@@ -160,16 +162,17 @@ async fn the_service_is_killed_over_and_over_and_no_follower_loses_or_repeats_a_
     let jobs: Vec<_> = (0..3)
         .map(|n| (format!("job-{n}"), Job::start(&databuild, &format!("job-{n}"), Random::new())))
         .collect();
+    let begun = Arc::new(AtomicUsize::new(0));
     let followers: Vec<_> = jobs
         .iter()
         .flat_map(|(id, _)| [(id, View::STDOUT), (id, View::All)])
         .map(|(id, view)| {
             let client = Client::new(&format!("http://{address}"), None).unwrap();
-            (id.clone(), tokio::spawn(follow(client, id.parse().unwrap(), view)))
+            (id.clone(), tokio::spawn(follow(client, id.parse().unwrap(), view, Arc::clone(&begun))))
         })
         .collect();
     // A client that never reached its service gives up; from here on all of them go on.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    until(|| begun.load(Ordering::Relaxed) == followers.len(), || "not all of them follow".to_owned());
     for _ in 0..kills() {
         // Long enough to be reached most of the time, and short enough to be killed while it opens its index.
         random.sleep_up_to(Duration::from_millis(400));
@@ -436,11 +439,12 @@ async fn written_when_all_hear() -> usize {
     let start = |id| databuild.start_with_input(&["run", "--id", id, "--", "sh", "-c", script]);
     let (mut writers, _inputs): (Vec<_>, Vec<_>) = ids.iter().map(|id| start(id)).unzip();
     writers.iter_mut().for_each(|writer| drop(writer.line()));
+    let begun = Arc::new(AtomicUsize::new(0));
     let followers: Vec<_> = ids
         .iter()
-        .map(|id| tokio::spawn(follow(client.clone(), id.parse().unwrap(), View::STDOUT)))
+        .map(|id| tokio::spawn(follow(client.clone(), id.parse().unwrap(), View::STDOUT, Arc::clone(&begun))))
         .collect();
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    until(|| begun.load(Ordering::Relaxed) == LOST, || "not all of them follow".to_owned());
     writers.iter().for_each(|writer| writer.signal(Signal::KILL));
     drop(writers);
     for follower in followers {

@@ -217,9 +217,18 @@ fn each_durability_syncs_what_its_name_says_and_no_more() {
     let syncs = |durability: &str| {
         let databuild = databuild().with("DATABUILD_LOG_DURABILITY", durability);
         let trace = databuild.home.path().join("trace");
-        let script = "echo one; sleep 2.5; echo two; sleep 2.5; echo three";
+        // Long enough for a sync, and where one has to come, until it has come.
+        let pause = |syncs: u32| {
+            let synced = |file: &str| {
+                format!(r#"[ "$(grep -c 'sync(.*/r/{file}>' {})" -ge {syncs} ]"#, trace.display())
+            };
+            let is_synced = format!("{} && {}", synced("stdout.log"), synced("journal"));
+            let wait = format!("for i in $(seq 200); do {is_synced} && break; sleep 0.1; done");
+            format!("sleep 2.5; {}", if durability == "1" { wait } else { ":".to_owned() })
+        };
+        let script = format!("echo one; {}; echo two; {}; echo three", pause(1), pause(2));
         let options = ["-y", "-e", "trace=fsync,fdatasync,rename"];
-        let args = ["run", "--quiet", "--id", "r", "--", "sh", "-c", script];
+        let args = ["run", "--quiet", "--id", "r", "--", "sh", "-c", &script];
         databuild.start_traced(&trace, &options, &args).done().code(0);
         let calls = fs::read_to_string(trace).unwrap();
         let (before_end, end) = calls.split_once("rename(").unwrap();

@@ -5,16 +5,11 @@ use databuild_logs::{CheckOptions, Durability, check_index};
 use super::*;
 use crate::power::make_old;
 use crate::support::disk::SmallDisk;
-
-/// Where the text of the journal's first record is over; all that follows are numbers.
-fn end_of_start(journal: &[u8]) -> usize {
-    let last = journal.windows(2).position(|pair| pair == b"}}").unwrap();
-    last + 2
-}
+use crate::support::end_of_start;
 
 /// The bits to flip of a journal: all that stand for numbers, and one of each byte of the text at the beginning.
 fn places(journal: &[u8]) -> Vec<(usize, usize)> {
-    let text = 32..end_of_start(journal);
+    let text = 32..end_of_start(journal).unwrap();
     assert!(journal.len() > text.end + 50, "five marks follow");
     let bits = (0..journal.len()).flat_map(|at| (0..8).map(move |bit| (at, bit)));
     bits.filter(|&(at, bit)| !text.contains(&at) || bit == at % 8).collect()

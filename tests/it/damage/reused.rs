@@ -1,6 +1,6 @@
 //! Ids that are used again after somebody removed the folder of a run that was over.
 
-use databuild_logs::{Exit, RetentionPolicy, RunState};
+use databuild_logs::{Exit, GcRequest, RetentionPolicy, RunState};
 
 use super::*;
 
@@ -158,8 +158,8 @@ fn a_run_whose_folder_was_removed_is_not_there_any_more() {
     for run in ["x", "y"] {
         printed(&store, run, "line\n", 0);
     }
-    // Some time later the index has them.
-    std::thread::sleep(Duration::from_millis(200));
+    let oldest = GcRequest { dry_run: true, max_bytes: Some(1), ..GcRequest::default() };
+    wait_until("the index has them", || store.gc(&oldest).unwrap().evicted.len() == 2);
     for run in ["x", "y"] {
         remove(folder.path(), run);
     }

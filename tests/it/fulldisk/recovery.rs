@@ -5,6 +5,7 @@ use databuild_logs::{CheckOptions, check_index};
 use rustix::process::Signal;
 
 use super::*;
+use crate::support::end_of_start;
 
 /// Files of a run, and its folder.
 const NAMES: [&str; 6] = ["stdout.log", "stderr.log", "journal", ".metadata.json.new", "metadata.json", ""];
@@ -30,11 +31,12 @@ fn killed_writers() -> (Databuild, Vec<String>) {
     let script = "printf 'one\ntwo\nhal'; exec cat";
     let start = |id| databuild.start_with_input(&["run", "--quiet", "--id", id, "--", "sh", "-c", script]);
     let (writers, _inputs): (Vec<_>, Vec<_>) = ids.iter().map(|id| start(id)).unzip();
-    let has_begun = |id: &String| {
-        fs::metadata(run_folder(&databuild, id).join("stdout.log")).is_ok_and(|log| log.len() == 11)
+    let is_marked = |id: &String| {
+        let file = |name| fs::read(run_folder(&databuild, id).join(name)).unwrap_or_default();
+        let journal = file("journal");
+        file("stdout.log").len() == 11 && end_of_start(&journal).is_some_and(|end| end < journal.len())
     };
-    until(|| ids.iter().all(has_begun), || "the runs do not begin".to_owned());
-    thread::sleep(Duration::from_millis(20));
+    until(|| ids.iter().all(is_marked), || "the runs do not begin".to_owned());
     writers.iter().for_each(|writer| writer.signal(Signal::KILL));
     drop(writers);
     let append = |id: &str, name: &str, bytes: &[u8]| {

@@ -1,5 +1,6 @@
 //! Beside a service and without one: the command line, HTTP, and what it costs.
 
+use std::io::Write;
 use std::process::Command;
 
 use rustix::process::Signal;
@@ -180,10 +181,13 @@ async fn what_changes_something_takes_the_token_and_no_page_of_another_site() {
 fn metrics_tell_what_was_done() {
     let databuild = with_runs(3);
     let (_service, url) = databuild.serve();
-    databuild
-        .run(&["run", "--quiet", "--id", "new", "--", "sh", "-c", "sleep 1; seq 1000; sleep 0.5"])
-        .code(0);
-    Databuild::asking(&url).run(&["gc", "--older-than", "150m"]).code(0);
+    let asking = Databuild::asking(&url);
+    let (job, mut input) = databuild.start_with_input(&["run", "--quiet", "--id", "new", "--", "cat"]);
+    let is_seen = || asking.run(&["runs", "--state", "running"]).text().contains("new");
+    until(is_seen, || "the run is not seen".to_owned());
+    let text: String = (1..=1_000).map(|number| format!("{number}\n")).collect();
+    input.write_all(text.as_bytes()).unwrap();
+    asking.run(&["gc", "--older-than", "150m"]).code(0);
     let metrics = || {
         let done =
             Command::new("curl").args(["-s", &format!("{url}/metrics")]).output().expect("curl is installed");
@@ -202,6 +206,8 @@ fn metrics_tell_what_was_done() {
     assert!(value(r#"databuild_log_evicted_bytes_total{reason="expired"}"#) > 100_000.0);
     until(|| value("databuild_log_appended_lines_total") >= 1_000.0, metrics);
     assert!(value("databuild_log_appended_bytes_total") >= 3_893.0);
+    drop(input);
+    job.done().code(0);
     until(|| value(r#"databuild_log_runs{state="finished"}"#) >= 3.0, metrics);
     assert!(value("databuild_log_bytes") > 200_000.0 && value("databuild_log_index_commits_total") >= 1.0);
     assert!(value("databuild_log_gc_duration_seconds_count") >= 1.0);

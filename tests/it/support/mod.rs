@@ -27,6 +27,12 @@ pub(crate) fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
+/// Where the first record of a journal is over, which ends with its text; behind it all are numbers.
+pub(crate) fn end_of_start(journal: &[u8]) -> Option<usize> {
+    let end = journal.windows(2).position(|pair| pair == b"}}")?;
+    Some(end + 2)
+}
+
 /// Waits until something is so; panics when it has not become so after a time that no healthy machine needs.
 #[track_caller]
 pub(crate) fn wait_until(what: &str, condition: impl Fn() -> bool) {
