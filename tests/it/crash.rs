@@ -8,7 +8,7 @@ use std::fs;
 use std::hash::BuildHasher;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, Stdio};
+use std::process::ChildStdin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
@@ -80,9 +80,7 @@ struct Job {
 
 impl Job {
     fn start(databuild: &Databuild, id: &str, mut random: Random) -> Self {
-        let mut command = databuild.command(&["run", "--quiet", "--id", id, "--", "cat"]);
-        let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
-        let mut input = child.stdin.take().unwrap();
+        let (process, mut input) = databuild.start_with_input(&["run", "--quiet", "--id", id, "--", "cat"]);
         let enough = Arc::new(AtomicBool::new(false));
         let stop = Arc::clone(&enough);
         let feeder = thread::spawn(move || {
@@ -96,7 +94,7 @@ impl Job {
             }
             lines
         });
-        Self { process: Running::new(child), feeder, enough }
+        Self { process, feeder, enough }
     }
 
     /// Lets it come to its end; how many lines it printed.

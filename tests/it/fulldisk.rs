@@ -10,7 +10,6 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -128,10 +127,8 @@ async fn a_job_outlives_a_full_disk_and_is_recorded_again_when_there_is_room() {
     let databuild = no_floor();
     let disk = SmallDisk::at(databuild.home.path().join("logs"), 16);
     let (service, url) = databuild.serve();
-    let mut command = databuild.command(&["run", "--quiet", "--id", "r", "--", "sh", "-c", "cat; exit 5"]);
-    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
-    let mut input = child.stdin.take().unwrap();
-    let job = Running::new(child);
+    let (job, mut input) =
+        databuild.start_with_input(&["run", "--quiet", "--id", "r", "--", "sh", "-c", "cat; exit 5"]);
     let log = run_folder(&databuild, "r").join("stdout.log");
     until(|| log.exists(), || "the run does not begin".to_owned());
     let follower = tokio::spawn(follow(Client::new(&url, None).unwrap(), "r"));
@@ -184,8 +181,8 @@ async fn the_end_of_a_run_finds_room_on_a_disk_without_any() {
     let jobs: Vec<_> = ["a", "b", "c"]
         .map(|id| {
             let args = ["run", "--quiet", "--id", id, "--", "sh", "-c", "cat; exit 3"];
-            let mut child = databuild.command(&args).stdin(Stdio::piped()).spawn().unwrap();
-            (id, child.stdin.take().unwrap(), Running::new(child))
+            let (job, input) = databuild.start_with_input(&args);
+            (id, input, job)
         })
         .into();
     until(

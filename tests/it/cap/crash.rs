@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use rustix::process::Signal;
 
 use super::*;
 use crate::power::make_old;
-use crate::support::cli::{Databuild, Running, until};
+use crate::support::cli::{Databuild, until};
 
 const CAP: u64 = 300_000;
 
@@ -36,10 +35,7 @@ async fn a_writer_that_is_killed_at_any_moment_leaves_a_run_that_is_read_right()
     for round in 0..25 {
         let databuild = Databuild::new().with("DATABUILD_LOG_MAX_RUN_SIZE_MB", "0.3");
         let logs = databuild.home.path().join("logs");
-        let mut command = databuild.command(&["run", "--quiet", "--id", "r", "--", "cat"]);
-        let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
-        let mut input = child.stdin.take().unwrap();
-        let job = Running::new(child);
+        let (job, mut input) = databuild.start_with_input(&["run", "--quiet", "--id", "r", "--", "cat"]);
         let log = logs.join("job_runs/r/stdout.log");
         until(|| log.exists(), || "the run does not begin".to_owned());
         let printing = thread::spawn(move || {

@@ -9,7 +9,7 @@ use databuild_logs::{Client, ClientEnd, ClientEvent, Completion, LogQuery};
 use tokio::sync::watch;
 
 use super::*;
-use crate::support::cli::{Databuild, Running, until};
+use crate::support::cli::{Databuild, until};
 
 const CAP: u64 = 300_000;
 
@@ -117,10 +117,7 @@ async fn follow_service(client: Client, pause: Duration) -> (Shown, Completion) 
 async fn slow_clients_of_a_service_follow_a_job_of_another_process() {
     let databuild = Databuild::new().with("DATABUILD_LOG_MAX_RUN_SIZE_MB", "0.3");
     let (_service, url) = databuild.serve();
-    let mut command = databuild.command(&["run", "--quiet", "--id", "r", "--", "cat"]);
-    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
-    let mut input = child.stdin.take().unwrap();
-    let job = Running::new(child);
+    let (job, mut input) = databuild.start_with_input(&["run", "--quiet", "--id", "r", "--", "cat"]);
     let log = databuild.home.path().join("logs/job_runs/r/stdout.log");
     until(|| log.exists(), || "the run does not begin".to_owned());
     let followers = [0, 1, 20].map(|pause| {

@@ -1,11 +1,10 @@
 //! `databuild serve`.
 
 use std::io::Write;
-use std::process::Stdio;
 
 use rustix::process::Signal;
 
-use crate::support::cli::{Databuild, NOBODY, Running, until};
+use crate::support::cli::{Databuild, NOBODY, until};
 
 #[test]
 fn it_says_where_it_listens_and_ends_well_when_it_is_told_to() {
@@ -61,10 +60,7 @@ fn without_inotify_it_serves_and_looks_now_and_then() {
     service.wait_for("can't be watched");
     let asking = Databuild::asking(url);
     assert_eq!(asking.run(&["logs", "before"]).code(0).text(), "one\n");
-    let mut command = databuild.command(&["run", "--quiet", "--id", "live", "--", "cat"]);
-    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
-    let mut input = child.stdin.take().unwrap();
-    let job = Running::new(child);
+    let (job, mut input) = databuild.start_with_input(&["run", "--quiet", "--id", "live", "--", "cat"]);
     writeln!(input, "two").unwrap();
     until(|| databuild.home.path().join("logs/job_runs/live").exists(), || "it does not run".to_owned());
     let mut follower = asking.start(&["logs", "-f", "live"]);

@@ -14,10 +14,8 @@ fn a_folder_that_is_moved_away_under_the_service_comes_back_whole() {
     let address = HeldAddress::any();
     let service = serve(&databuild, &address);
     databuild.run(&["run", "--quiet", "--id", "done", "--", "echo", "x"]).code(0);
-    let mut command = databuild.command(&["run", "--quiet", "--id", "r", "--", "sh", "-c", "cat; exit 3"]);
-    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
-    let mut input = child.stdin.take().unwrap();
-    let job = Running::new(child);
+    let (job, mut input) =
+        databuild.start_with_input(&["run", "--quiet", "--id", "r", "--", "sh", "-c", "cat; exit 3"]);
     input.write_all(line(1).as_bytes()).unwrap();
     let asking = asking_only(&address);
     let mut follower = asking.start(&["logs", "-f", "r"]);
@@ -97,10 +95,7 @@ fn a_folder_of_runs_that_is_moved_away_or_covered_comes_back_whole() {
         let address = HeldAddress::any();
         let service = serve(&databuild, &address);
         databuild.run(&["run", "--quiet", "--id", "done", "--", "echo", "x"]).code(0);
-        let mut command = databuild.command(&["run", "--quiet", "--id", "r", "--", "cat"]);
-        let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
-        let mut input = child.stdin.take().unwrap();
-        let job = Running::new(child);
+        let (job, mut input) = databuild.start_with_input(&["run", "--quiet", "--id", "r", "--", "cat"]);
         input.write_all(line(1).as_bytes()).unwrap();
         let asking = asking_only(&address);
         let mut follower = asking.start(&["logs", "-f", "r"]);
@@ -140,10 +135,7 @@ fn a_folder_of_runs_that_is_moved_away_or_covered_comes_back_whole() {
 #[test]
 fn a_look_at_a_run_that_the_disk_refuses_evicts_nobody() {
     let databuild = databuild();
-    let mut command = databuild.command(&["run", "--quiet", "--id", "r", "--", "cat"]);
-    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
-    let mut input = child.stdin.take().unwrap();
-    let job = Running::new(child);
+    let (job, mut input) = databuild.start_with_input(&["run", "--quiet", "--id", "r", "--", "cat"]);
     let folder = run_folder(&databuild, "r");
     until(|| folder.exists(), || "the run does not begin".to_owned());
     input.write_all(line(1).as_bytes()).unwrap();

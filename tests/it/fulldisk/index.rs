@@ -189,9 +189,9 @@ fn a_service_that_ends_on_a_full_disk_says_so_in_words_that_tell_why() {
             .map(|job| {
                 let id = format!("job-{job}");
                 let args = ["run", "--quiet", "--id", &id, "--", "sh", "-c", "cat"];
-                let mut child = databuild.command(&args).stdin(Stdio::piped()).spawn().unwrap();
+                let (job, input) = databuild.start_with_input(&args);
                 until(|| run_folder(&databuild, &id).exists(), || "the run does not begin".to_owned());
-                (child.stdin.take().unwrap(), Running::new(child))
+                (input, job)
             })
             .collect();
         disk.fill();

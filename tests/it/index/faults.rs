@@ -4,7 +4,6 @@
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use rustix::process::Signal;
 
 use super::{assert_numbered, index_file, lines, numbered, open, quarantined};
 use crate::crash::databuild;
-use crate::support::cli::{Databuild, Running, until};
+use crate::support::cli::{Databuild, until};
 use crate::support::copy_folder;
 
 pub(super) const LINES: u64 = 1_000;
@@ -156,10 +155,7 @@ fn serve_through(call: &str, error: &str, when: &str) {
     );
     let url = service.address().unwrap();
     let asking = Databuild::asking(url);
-    let mut command = databuild.command(&["run", "--quiet", "--id", "live", "--", "cat"]);
-    let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
-    let mut input = child.stdin.take().unwrap();
-    let job = Running::new(child);
+    let (job, mut input) = databuild.start_with_input(&["run", "--quiet", "--id", "live", "--", "cat"]);
     let mut follower = asking.start(&["logs", "-f", "live"]);
     let mut rounds = 0;
     let mut round = || {
