@@ -47,12 +47,12 @@
 //! `commit` brings what waits to the index, and `list` lists. What a run is by its folder alone is found out by
 //! `tracker`, and `derive` makes rows of it: for `reconcile`, which brings the index and the folders together while a
 //! store is open, and offline for `rebuild` and `check` (`check_run` finds, `repair` mends). `identity` tells whether
-//! the run in a folder is the one that the index speaks of: ids are used again. `power` knows what a power cut leaves, and mends it,
-//! `durability` when files are synced, `space` how much of the disk is left free. `evict` removes runs step by step
-//! (`evict/by_folder` where the disk has no room for an index),
-//! and `evictor` is the thread that sees when it is time; `compressor` is the thread that compresses runs some time
-//! after their end, and `compress` puts the files in their place. `handle` says who keeps a store open, and how its
-//! threads get at it.
+//! the run in a folder is the one that the index speaks of: ids are used again. `power`
+//! knows what a power cut leaves, and mends it, `durability` when files are synced, `space` how much of the disk is left
+//! free. `evict` removes runs step by step (`evict/victims` looks whether they may go, `evict/by_folder` makes room where
+//! the disk has none for an index), and `evictor` is the thread that sees when it is time; `compressor` is the thread that
+//! compresses runs some time after their end, and `compress` puts the files in their place. `handle` says who keeps a store
+//! open, and how its threads get at it.
 //!
 //! `migrations-docs/` has every byte on disk. `tests/it/` is one test binary, a file a subject. `benches/`
 //! measures.

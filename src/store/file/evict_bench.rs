@@ -72,6 +72,8 @@ impl EvictionBench {
         let own = OwnRun::create(&self.folder, RunSpec::new(id.clone()), None, &self.shared.options)?;
         own.append(Stream::Stdout, &[b'\n'; 16_384])?;
         own.finish(RunEnd::now(Outcome::Lost))?;
+        // It is the one that the index tells of.
+        own.run.folder.write_metadata(&record(self.oldest).run, false)?;
         assert!(own.run.folder.disk_bytes() > 16_384, "there is something to remove");
         let begun = Instant::now();
         let report = self.shared.gc(&self.one())?;
@@ -103,5 +105,20 @@ fn record(number: u64) -> RunRecord {
         has_journal: true,
         disk_bytes: 20_480,
         compressed: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_run_after_the_other_is_planned_and_evicted() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut bench = EvictionBench::new(folder.path(), 20).unwrap();
+        for _ in 0..3 {
+            bench.plan().unwrap();
+            bench.evict().unwrap();
+        }
     }
 }
