@@ -1,7 +1,7 @@
 //! A real Chromium, driven through chromedriver.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -40,8 +40,8 @@ impl Drop for Process {
 }
 
 impl Process {
-    /// chromedriver takes a port that is free by IPv6 and leaves when another process, such as the server of
-    /// another test, has the same one by IPv4: then it is started again.
+    /// chromedriver would choose a port that is free by IPv6, and leave when another process, such as the server of
+    /// another test, has the same one by IPv4. So it gets one that is free by IPv4, and is started again if it leaves.
     fn start() -> Self {
         let mut said = String::new();
         for _ in 0..20 {
@@ -58,8 +58,9 @@ impl Process {
     /// What chromedriver printed before it left.
     fn try_start() -> Result<Self, String> {
         let (output, printer) = std::io::pipe().unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let mut child = Command::new(CHROMEDRIVER)
-            .arg("--port=0")
+            .arg(format!("--port={port}"))
             .stdout(printer.try_clone().unwrap())
             .stderr(printer)
             .spawn()
@@ -68,9 +69,7 @@ impl Process {
         let mut said = String::new();
         for line in output.by_ref().lines() {
             let line = line.expect("chromedriver prints text");
-            let port = line.split_once("successfully on port ").map(|(_, port)| port.trim_end_matches('.'));
-            if let Some(port) = port {
-                let port = port.parse().expect("a port is a number");
+            if line.contains("started successfully") {
                 // It must never find its output closed.
                 std::thread::spawn(move || drop(std::io::copy(&mut output, &mut std::io::sink())));
                 return Ok(Self { child, port });
