@@ -1,8 +1,9 @@
 //! The disk that logs are on, and the lock that keeps an index to one process.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
-use std::ops::Range;
+use std::ops::{Deref, Range};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -49,9 +50,14 @@ impl From<StatVfs> for Disk {
 /// Which file or folder stands at a path: device and inode.
 pub(crate) type FileId = (u64, u64);
 
+/// Which file or folder it is that was asked.
+pub(crate) fn file_id(found: &Metadata) -> FileId {
+    (found.dev(), found.ino())
+}
+
 /// Which file or folder stands at a path, if there is one that can be asked.
 pub(crate) fn file_at(path: &Path) -> Option<FileId> {
-    fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
+    fs::metadata(path).ok().map(|found| file_id(&found))
 }
 
 /// Asks for blocks of the disk for a part of a file, also of one behind its end, without changing its length. What is
@@ -104,18 +110,45 @@ pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
     if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is not a regular file")) }
 }
 
-/// Keeps a log folder's index to one process for as long as it lives.
+/// A file that is locked for as long as this lives.
 #[derive(Debug)]
-pub(crate) struct StoreLock {
-    file: File,
+pub(crate) struct Locked<F: AsFd>(F);
+
+impl<F: AsFd> Locked<F> {
+    /// Takes the lock; `None` if somebody else has it.
+    ///
+    /// # Errors
+    ///
+    /// What the system said.
+    pub(crate) fn take(file: F) -> io::Result<Option<Self>> {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Self(file))),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
 }
 
-impl Drop for StoreLock {
+impl<F: AsFd> Deref for Locked<F> {
+    type Target = F;
+
+    fn deref(&self) -> &F {
+        &self.0
+    }
+}
+
+impl<F: AsFd> Drop for Locked<F> {
     /// A process that is just being started has this file open too, until it is what it becomes: closing it here
     /// would not be enough.
     fn drop(&mut self) {
-        let _ = flock(&self.file, FlockOperation::Unlock);
+        let _ = flock(&self.0, FlockOperation::Unlock);
     }
+}
+
+/// Keeps a log folder's index to one process for as long as it lives.
+#[derive(Debug)]
+pub(crate) struct StoreLock {
+    _file: Locked<File>,
 }
 
 impl StoreLock {
@@ -128,10 +161,7 @@ impl StoreLock {
         let path = index.with_file_name("LOCK");
         let file = File::options().write(true).create(true).truncate(false).open(&path);
         let file = file.map_err(LogError::io("opening", &path))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { file }),
-            Err(Errno::WOULDBLOCK) => Err(LogError::InUse { path: index.to_owned() }),
-            Err(errno) => Err(LogError::io("locking", path)(errno.into())),
-        }
+        let locked = Locked::take(file).map_err(LogError::io("locking", path))?;
+        Ok(Self { _file: locked.ok_or_else(|| LogError::InUse { path: index.to_owned() })? })
     }
 }

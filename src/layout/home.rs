@@ -1,12 +1,11 @@
 //! Whether a log folder is still where it was opened.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use super::Layout;
-use super::disk::{FileId, file_at};
+use super::disk::{FileId, file_at, file_id};
 use super::run_folder::is_absent;
 
 /// Where a log folder was when it was opened, and the folder of runs in it: either can be moved away, or have another
@@ -49,7 +48,7 @@ impl Home {
 fn why_not_at(path: &Path, was: FileId) -> Option<String> {
     let shown = path.display();
     match fs::metadata(path) {
-        Ok(found) if (found.dev(), found.ino()) == was => None,
+        Ok(found) if file_id(&found) == was => None,
         Ok(_) => Some(format!(
             "the log folder was moved or removed, and {shown} is another folder now; the one that was there \
              has to come back, or the service has to be started again to serve the other"

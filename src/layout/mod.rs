@@ -19,7 +19,8 @@ use crate::run::JobRunId;
 use run_folder::blocks_of;
 
 pub(crate) use disk::{
-    Disk, FileId, StoreLock, allocate, chooses_blocks_late, file_at, open_regular, punch_hole,
+    Disk, FileId, Locked, StoreLock, allocate, chooses_blocks_late, file_at, file_id, open_regular,
+    punch_hole,
 };
 pub(crate) use home::Home;
 #[cfg(feature = "compression")]

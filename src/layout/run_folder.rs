@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::disk::{allocate, open_regular};
+use super::disk::{FileId, allocate, file_id, open_regular};
 use super::told::is_news;
 use crate::error::LogError;
 use crate::line::{Stream, UnixMicros};
@@ -45,7 +45,7 @@ pub(crate) enum Removal {
 /// Tells a run's folder as it is from what it was before, and from another at its path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FolderStamp {
-    place: (u64, u64),
+    place: FileId,
     changed: (i64, i64),
 }
 
@@ -73,7 +73,7 @@ impl RunFolder {
     pub(crate) fn stamp(&self) -> Result<Option<FolderStamp>, LogError> {
         match fs::symlink_metadata(&self.path) {
             Ok(entry) => Ok(entry.is_dir().then(|| FolderStamp {
-                place: (entry.dev(), entry.ino()),
+                place: file_id(&entry),
                 changed: (entry.ctime(), entry.ctime_nsec()),
             })),
             Err(error) if is_absent(&error) => Ok(None),

@@ -5,16 +5,17 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::mem;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
-use rustix::fs::{FlockOperation, OFlags, flock, fstatvfs};
-use rustix::io::Errno;
+use rustix::fs::{OFlags, fstatvfs};
 
 use crate::error::LogError;
-use crate::layout::{Disk, allocate, aside, chooses_blocks_late, compressed, is_absent, punch_hole};
+use crate::layout::{
+    Disk, Locked, allocate, aside, chooses_blocks_late, compressed, file_id, is_absent, punch_hole,
+};
 
 /// How many bytes to gather before asking the system to write them to the disk.
 const WRITE_BACK_BYTES: u64 = 128 * 1024 * 1024;
@@ -23,6 +24,8 @@ const WRITE_BACK_BYTES: u64 = 128 * 1024 * 1024;
 #[derive(Debug)]
 pub(crate) struct AppendFile {
     file: Arc<File>,
+    /// The same, while it is locked.
+    lock: Option<Locked<Arc<File>>>,
     path: PathBuf,
     length: u64,
     /// The length when it was asked last whether somebody else had changed it.
@@ -36,7 +39,7 @@ impl AppendFile {
     pub(crate) fn create(path: PathBuf) -> Result<Self, LogError> {
         let file = OpenOptions::new().append(true).read(true).create_new(true).open(&path);
         let file = Arc::new(file.map_err(LogError::io("creating", &path))?);
-        Ok(Self { file, path, length: 0, asked: 0, write_back: 0 })
+        Ok(Self { file, lock: None, path, length: 0, asked: 0, write_back: 0 })
     }
 
     /// Opens a file to append to it, and creates it if it is not there. What was compressed is not appended to.
@@ -52,7 +55,7 @@ impl AppendFile {
             Ok((file, length))
         };
         let (file, length) = open().map_err(LogError::io("opening", &path))?;
-        Ok(Self { file: Arc::new(file), path, length, asked: length, write_back: length })
+        Ok(Self { file: Arc::new(file), lock: None, path, length, asked: length, write_back: length })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -60,13 +63,11 @@ impl AppendFile {
     }
 
     /// Takes the lock by which others see that the file's writer lives; false if somebody else has it. The kernel
-    /// lets go of it when the file is closed, however that comes about.
-    pub(crate) fn try_lock(&self) -> Result<bool, LogError> {
-        match flock(&*self.file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(true),
-            Err(Errno::WOULDBLOCK) => Ok(false),
-            Err(errno) => Err(LogError::io("locking", &self.path)(errno.into())),
-        }
+    /// lets go of it when the process ends, however that comes about.
+    pub(crate) fn try_lock(&mut self) -> Result<bool, LogError> {
+        let locked = Locked::take(Arc::clone(&self.file));
+        self.lock = locked.map_err(LogError::io("locking", &self.path))?;
+        Ok(self.lock.is_some())
     }
 
     /// The length in bytes.
@@ -144,7 +145,7 @@ impl AppendFile {
     pub(crate) fn is_at_its_path(&self) -> Result<bool, LogError> {
         let written = self.file.metadata().map_err(LogError::io("looking at", &self.path))?;
         Ok(match fs::metadata(&self.path) {
-            Ok(found) => (found.dev(), found.ino()) == (written.dev(), written.ino()),
+            Ok(found) => file_id(&found) == file_id(&written),
             Err(error) => !is_absent(&error),
         })
     }
@@ -239,7 +240,12 @@ pub(crate) enum Changed {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+    use std::process::Command;
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
     use super::*;
+    use crate::logfile::ReadFile;
 
     #[test]
     fn a_file_is_not_at_its_path_only_if_the_system_says_so() {
@@ -256,6 +262,30 @@ mod tests {
         fs::create_dir(&folder).unwrap();
         fs::write(folder.join("x"), "").unwrap();
         assert!(!file.is_at_its_path().unwrap());
+    }
+
+    /// A process that is just being started has all files open that this one has, until it is what it becomes.
+    #[test]
+    fn the_lock_goes_with_the_writer_while_other_processes_are_started() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Relaxed) {
+                    assert!(Command::new("true").status().unwrap().success());
+                }
+            });
+            let held = (0..20_000).filter(|_| {
+                let mut file = AppendFile::open(path.clone()).unwrap();
+                let is_ours = file.try_lock().unwrap();
+                drop(file);
+                !is_ours || ReadFile::open_if_there(&path).unwrap().unwrap().is_locked().unwrap()
+            });
+            let held = held.count();
+            stop.store(true, Relaxed);
+            assert_eq!(held, 0);
+        });
     }
 
     #[test]

@@ -16,7 +16,7 @@ mod seekable;
 
 use std::fs::File;
 use std::io::{self, IoSliceMut};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use bytes::{Bytes, BytesMut};
@@ -25,7 +25,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::error::LogError;
-use crate::layout::{compressed, file_at, is_absent, metadata_of, open_regular};
+use crate::layout::{Locked, compressed, file_at, file_id, is_absent, metadata_of, open_regular};
 use seekable::Seekable;
 
 pub(crate) use append::{AppendFile, Changed};
@@ -153,8 +153,7 @@ impl ReadFile {
     /// Whether the file is the one that its path leads to; also if that leads nowhere any more.
     pub(crate) fn is_at_its_path(&self) -> bool {
         let open = self.source.file().and_then(|file| file.metadata().ok());
-        open.zip(metadata_of(&self.path).ok())
-            .is_none_or(|(open, there)| (open.dev(), open.ino()) == (there.dev(), there.ino()))
+        open.zip(metadata_of(&self.path).ok()).is_none_or(|(open, there)| file_id(&open) == file_id(&there))
     }
 
     /// Whether the file is compressed: nothing is appended to it any more.
@@ -169,37 +168,25 @@ impl ReadFile {
 
     /// Whether a writer that lives has the file locked.
     pub(crate) fn is_locked(&self) -> Result<bool, LogError> {
-        if self.try_lock(FlockOperation::NonBlockingLockShared)? {
-            self.lock(FlockOperation::Unlock)?;
-            return Ok(false);
-        }
-        Ok(self.source.file().is_some())
-    }
-
-    /// Takes the lock by which others see that somebody writes the file, until it is closed; false if somebody else
-    /// has it.
-    pub(crate) fn try_lock_alone(&self) -> Result<bool, LogError> {
-        self.try_lock(FlockOperation::NonBlockingLockExclusive)
-    }
-
-    fn try_lock(&self, operation: FlockOperation) -> Result<bool, LogError> {
-        match self.lock(operation) {
-            Err(LogError::Io { source, .. }) if source.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            locked => locked,
-        }
-    }
-
-    fn lock(&self, operation: FlockOperation) -> Result<bool, LogError> {
         let Some(file) = self.source.file() else { return Ok(false) };
-        match flock(file, operation) {
-            Ok(()) => Ok(true),
+        let lock = |operation| flock(file, operation);
+        match lock(FlockOperation::NonBlockingLockShared).and_then(|()| lock(FlockOperation::Unlock)) {
+            Ok(()) => Ok(false),
+            Err(Errno::WOULDBLOCK) => Ok(true),
             Err(errno) => Err(LogError::io("locking", &self.path)(errno.into())),
         }
     }
 
+    /// Takes the lock by which others see that somebody writes the file; `None` if somebody else has it, or there is no
+    /// file.
+    pub(crate) fn try_lock_alone(&self) -> Result<Option<Locked<&File>>, LogError> {
+        let Some(file) = self.source.file() else { return Ok(None) };
+        Locked::take(file).map_err(LogError::io("locking", &self.path))
+    }
+
     /// Opens the file that is at the path now, if that is another than the one that is open. Gives whether that is so.
     pub(crate) fn follow_name(&mut self) -> Result<bool, LogError> {
-        let identity = |file: &File| file.metadata().ok().map(|file| (file.dev(), file.ino()));
+        let identity = |file: &File| file.metadata().ok().map(|found| file_id(&found));
         let Some(open) = self.source.file().map(identity) else { return Ok(false) };
         if file_at(&self.path) == open {
             return Ok(false);

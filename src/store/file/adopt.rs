@@ -384,7 +384,8 @@ impl ForeignRun {
         }
         // Whoever has the lock is the one to write it.
         let journal = ReadFile::open_when_there(&self.run.folder.journal())?;
-        if journal.try_lock_alone()? && self.lacks_end() {
+        let lock = journal.try_lock_alone()?;
+        if lock.is_some() && self.lacks_end() {
             self.run.folder.write_metadata(&self.run.metadata(), options.durability.syncs_ends())?;
             self.run.folder.remove_unfinished_metadata();
             self.run.state().waiting.dirty = true;

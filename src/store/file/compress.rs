@@ -11,12 +11,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, flock, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
 use crate::error::LogError;
 use crate::index::codec::RunRecord;
-use crate::layout::{RunFolder, being_compressed, compressed};
+use crate::layout::{Locked, RunFolder, being_compressed, compressed};
 use crate::logfile::{ReadFile, compress};
 use crate::run::JobRunId;
 use crate::store::Compression;
@@ -40,8 +40,9 @@ pub(crate) fn compress_folder(
     let place = Place::open(folder, id)?;
     // Kept until all is done: nobody mends a journal that is being compressed.
     let journal = ReadFile::open_when_there(&folder.journal())?;
+    let lock = if folder.has_journal() { journal.try_lock_alone()? } else { None };
     let is_over = match folder.has_journal() {
-        true => journal.try_lock_alone()?,
+        true => lock.is_some(),
         // Whoever writes a folder by hand has no lock that could be seen.
         false => folder.read_metadata()?.is_some_and(|run| run.state.is_over()),
     };
@@ -71,7 +72,7 @@ pub(crate) fn compress_folder(
 
 /// A run's folder, held open: another one that gets its name meanwhile is not touched.
 struct Place {
-    folder: File,
+    folder: Locked<File>,
     path: PathBuf,
     times: FileTimes,
 }
@@ -93,11 +94,8 @@ impl Place {
             Err(Errno::NOENT) => return Err(LogError::NotFound { id: id.clone() }),
             Err(errno) => return Err(LogError::io("opening", path)(errno.into())),
         };
-        match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Err(LogError::InUse { path }),
-            Err(errno) => return Err(LogError::io("locking", path)(errno.into())),
-        }
+        let locked = Locked::take(folder).map_err(LogError::io("locking", &path))?;
+        let Some(folder) = locked else { return Err(LogError::InUse { path }) };
         let found = folder.metadata().and_then(|found| times_of(&found));
         let times = found.map_err(LogError::io("looking at", &path))?;
         Ok(Self { folder, path, times })
@@ -121,12 +119,12 @@ impl Place {
                 return Err(io::Error::other("somebody changed it meanwhile"));
             }
             out.set_times(times_of(&found)?)?;
-            renameat(&self.folder, name(&new), &self.folder, name(&compressed(path)))?;
+            renameat(&*self.folder, name(&new), &*self.folder, name(&compressed(path)))?;
             Ok(())
         };
         if let Err(error) = make() {
             // Whether it could be removed makes no difference: it is made anew the next time.
-            let _ = unlinkat(&self.folder, name(&new), AtFlags::empty());
+            let _ = unlinkat(&*self.folder, name(&new), AtFlags::empty());
             return Err(match error.kind() {
                 io::ErrorKind::Interrupted => LogError::Closed,
                 _ => LogError::io("compressing", path)(error),
@@ -143,7 +141,7 @@ impl Place {
             // It is the truth for as long as it is there.
             return Err(LogError::InUse { path: path.clone() });
         }
-        unlinkat(&self.folder, name(path), AtFlags::empty())
+        unlinkat(&*self.folder, name(path), AtFlags::empty())
             .map_err(|errno| LogError::io("removing", path)(errno.into()))
     }
 
@@ -158,7 +156,7 @@ impl Place {
 
     fn open_file(&self, path: &Path, flags: OFlags) -> io::Result<File> {
         let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file: OwnedFd = openat(&self.folder, name(path), flags, Mode::from_raw_mode(0o644))?;
+        let file: OwnedFd = openat(&*self.folder, name(path), flags, Mode::from_raw_mode(0o644))?;
         Ok(File::from(file))
     }
 }

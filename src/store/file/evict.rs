@@ -145,11 +145,7 @@ impl Shared {
     /// them. Nothing is evicted when nothing ever is.
     pub(crate) fn make_room(&self, bytes: u64) -> bool {
         let (policy, Ok(index)) = (self.options.retention, self.index_to_evict()) else { return false };
-        let lacking = |room: u64| {
-            let disk = Disk::at(self.layout.root()).ok()?;
-            let floor = disk.floor(self.options.min_free_bytes);
-            Some((floor + bytes + room).saturating_sub(disk.free))
-        };
+        let lacking = |room: u64| self.lacking(bytes + room);
         if !policy.is_on() {
             return false;
         }
@@ -178,6 +174,12 @@ impl Shared {
         let has_room = lacking(0) == Some(0);
         turn.in_vain = (!has_room).then(Instant::now);
         has_room
+    }
+
+    /// How much the disk lacks to have so many bytes more than it is to keep free; `None` if it does not tell.
+    fn lacking(&self, bytes: u64) -> Option<u64> {
+        let disk = Disk::at(self.layout.root()).ok()?;
+        Some((disk.floor(self.options.min_free_bytes) + bytes).saturating_sub(disk.free))
     }
 
     /// Whether logs take more of the disk than they should.

@@ -11,7 +11,6 @@ use databuild_logs::{CheckOptions, FindingKind, JobMetadata, LogError, RunQuery,
 
 use super::*;
 use crate::crash::Random;
-use crate::support::cli::until;
 use crate::support::disk::SmallDisk;
 use disk::{Disk, Image};
 use trace::Call;
@@ -102,9 +101,6 @@ async fn check(root: &Path, image: &Image, disk: &Disk, run: &Recorded, what: &s
     let store = FileLogStore::open(root, options).unwrap();
     // By then all folders are known.
     store.runs(&RunQuery::default()).unwrap();
-    // What another test is just starting may hold a file of ours, and its lock, for a moment longer.
-    let is_over = || store.run(&id).ok().is_none_or(|run| run.state.is_over());
-    until(is_over, || format!("{what}: the run goes on"));
     let found = match store.run(&id) {
         Err(LogError::NotFound { .. }) => {
             assert!(!image.has("job_runs/r"), "{what}: a run is not found");

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::evictions::lock;
 use super::{Shared, remove};
 use crate::error::LogError;
-use crate::layout::{Disk, Removal};
+use crate::layout::Removal;
 use crate::line::UnixMicros;
 use crate::meter;
 use crate::retention::EvictionReason;
@@ -63,9 +63,9 @@ impl Shared {
         meter::gc_took(begun.elapsed());
     }
 
+    /// Whether nothing lacks; also when the disk does not tell, for then nothing is to go.
     fn has_room(&self, bytes: u64) -> bool {
-        let Ok(disk) = Disk::at(self.layout.root()) else { return true };
-        disk.free >= disk.floor(self.options.min_free_bytes) + bytes
+        self.lacking(bytes).unwrap_or(0) == 0
     }
 
     /// Runs that are over and not pinned.

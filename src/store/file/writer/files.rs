@@ -43,7 +43,7 @@ impl Files {
         run: &JobMetadata,
         options: &FileStoreOptions,
     ) -> Result<Self, LogError> {
-        let journal = AppendFile::create(folder.journal())?;
+        let mut journal = AppendFile::create(folder.journal())?;
         if !journal.try_lock()? {
             return Err(LogError::InUse { path: folder.journal() });
         }
@@ -132,7 +132,7 @@ impl Files {
 
     /// Writes `metadata.json`, unless the folder is that of another run by now: its id was used again.
     fn write_metadata(&self, run: &JobMetadata, folder: &RunFolder) -> Result<(), LogError> {
-        if file_at(folder.path()).is_some_and(|found| Some(found) != self.folder) {
+        if self.folder.zip(file_at(folder.path())).is_some_and(|(ours, found)| ours != found) {
             let why = io::Error::other("the folder is that of another run by now");
             return Err(LogError::io("writing", folder.metadata())(why));
         }
